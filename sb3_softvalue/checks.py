@@ -1,0 +1,116 @@
+"""What SACV refuses before any work starts, each with one sentence that says what to use instead."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+
+from sb3_softvalue.policies import SACVPolicy
+from sb3_softvalue.update import ACTION_PRIORS
+
+
+def initial_ent_coef(ent_coef: str | float) -> float:
+    """
+    :param ent_coef: a number, "auto" or "auto_<initial value>"
+    :return: the temperature to start with
+    :raises ValueError: if it is none of these
+    """
+    text = str(ent_coef)
+    learned = isinstance(ent_coef, str) and text.startswith("auto")
+    try:
+        value = 1.0 if text == "auto" else float(text.removeprefix("auto_"))
+    except ValueError as error:
+        raise ValueError(f"ent_coef must be a number, 'auto' or 'auto_<initial value>', got {ent_coef!r}.") from error
+    # AssertionError as in SAC
+    assert not learned or value > 0.0, f"The initial value of ent_coef must be greater than 0, got {ent_coef!r}."
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"ent_coef must not be negative, got {ent_coef!r}: use 0 for no entropy bonus.")
+    return value
+
+
+def check_number_or_schedule(name: str, value: Any, expected: str, is_valid: Callable[[float], bool]) -> None:
+    """
+    :raises ValueError: if it is neither None, nor a schedule, nor a valid number
+    """
+    if value is None or callable(value):
+        return
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or not is_valid(value):
+        raise ValueError(
+            f"{name} must be a number that is {expected}, or a schedule of the remaining progress, got {value!r}."
+        )
+
+
+def check_policy(policy: str | type[BasePolicy]) -> None:
+    """
+    :raises ValueError: if it is a class without value network
+    """
+    if not isinstance(policy, str) and not issubclass(policy, SACVPolicy):
+        raise ValueError(
+            f"{policy.__module__}.{policy.__qualname__} has no value network: use MlpPolicy, CnnPolicy or MultiInputPolicy "
+            "of sb3_softvalue or a subclass of its SACVPolicy (a model saved by SB3's SAC is loaded with SAC.load)."
+        )
+
+
+def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: dict[str, Any]) -> None:
+    """
+    :raises TypeError: if the policy has no such argument
+    """
+    parameters = inspect.signature(policy_class).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    accepted = [name for name in parameters if name not in ("observation_space", "action_space", "lr_schedule")]
+    unknown = [name for name in policy_kwargs if name not in accepted]
+    if unknown:
+        raise TypeError(
+            f"{policy_class.__name__} has no argument {', '.join(unknown)}: policy_kwargs may hold {', '.join(accepted)}."
+        )
+
+
+def check_action_space(action_space: spaces.Space) -> None:
+    """
+    :raises AssertionError: as SB3's, if the space is not a bounded Box
+    """
+    assert isinstance(action_space, spaces.Box), (
+        f"SACV needs continuous actions (a Box action space) but the environment has {action_space}: "
+        "use DQN or PPO for Discrete, PPO or A2C for MultiDiscrete and MultiBinary actions."
+    )
+    assert np.all(np.isfinite(action_space.low)) and np.all(np.isfinite(action_space.high)), (
+        f"SACV squashes actions into finite bounds but the environment has {action_space}: give its Box finite low and high, "
+        "for instance with gymnasium.wrappers.TransformAction."
+    )
+
+
+def check_whole_number(name: str, value: Any, minimum: int) -> None:
+    """
+    :raises ValueError: if it is not a whole number of at least ``minimum``
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """
+    :raises ValueError: if it does not lie between 0 and 1
+    """
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}.")
+
+
+def check_max_grad_norm(max_grad_norm: float | None) -> None:
+    """
+    :raises ValueError: if it is neither None nor positive
+    """
+    if max_grad_norm is not None and not max_grad_norm > 0.0:
+        raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm!r}: use None for no clipping.")
+
+
+def check_action_prior(action_prior: str) -> None:
+    """
+    :raises ValueError: if it is unknown
+    """
+    if action_prior not in ACTION_PRIORS:
+        raise ValueError(f"action_prior must be one of {', '.join(map(repr, ACTION_PRIORS))}, got {action_prior!r}.")

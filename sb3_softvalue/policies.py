@@ -1,0 +1,247 @@
+"""Policies of SACV: SB3's SAC actor and critics, beside them a state-value network and its target."""
+
+from typing import Any, NoReturn, cast
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp, get_actor_critic_arch
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac.policies import CnnPolicy as SACCnnPolicy
+from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
+from stable_baselines3.sac.policies import SACPolicy
+from torch import nn
+
+from sb3_softvalue import equations
+
+# Adam implementations that the user may have asked for, each excluding the fused one.
+_ADAM_IMPLEMENTATIONS = frozenset({"fused", "foreach", "differentiable", "capturable"})
+
+
+def no_critic_target(owner: str) -> NoReturn:
+    """
+    Explain to code written for SB3's SAC where the target network went.
+
+    :param owner: name of the class that was asked
+    :raises AttributeError: always
+    """
+    raise AttributeError(
+        f"{owner} has no 'critic_target': SAC with a value network bootstraps from 'value_target' instead "
+        "(a saved SACV model is loaded with SACV.load, not SAC.load)."
+    )
+
+
+class ValueNetwork(BaseModel):
+    """
+    State-value network V(s) of SAC (Haarnoja et al. 2018, Eq. 3).
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param net_arch: Network architecture
+    :param features_extractor: Network to extract features
+        (a CNN when using images, a nn.Flatten() layer otherwise)
+    :param features_dim: Number of features
+    :param activation_fn: Activation function
+    :param normalize_images: Whether to normalize images or not,
+         dividing by 255.0 (True by default)
+    :param share_features_extractor: Whether the features extractor is shared with the actor, whose loss then trains it
+    """
+
+    features_extractor: BaseFeaturesExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        share_features_extractor: bool = False,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        self.share_features_extractor = share_features_extractor
+        self.vf = nn.Sequential(*create_mlp(features_dim, 1, net_arch, activation_fn))
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations, shape (batch, *obs_shape), or a dict of such
+        :return: V(s), shape (batch, 1)
+        """
+        # A shared features extractor is learned with the policy loss only, as in SB3's ContinuousCritic
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+            features = self.extract_features(obs, self.features_extractor)
+        return self.vf(features)
+
+
+class SACVPolicy(SACPolicy):
+    """
+    Policy class (with actor, critics, value and target value) for SACV.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param net_arch: The specification of the policy and value networks: a list for all of them, or
+        ``dict(pi=[...], qf=[...], vf=[...])`` where ``vf`` defaults to ``qf``.
+    :param activation_fn: Activation function
+    :param use_sde: Whether to use State Dependent Exploration or not
+    :param log_std_init: Initial value for the log standard deviation
+    :param use_expln: Use ``expln()`` function instead of ``exp()`` when using gSDE to ensure
+        a positive standard deviation (cf paper). It allows to keep variance
+        above zero and prevent it from growing too fast. In practice, ``exp()`` is usually enough.
+    :param clip_mean: Clip the mean output when using gSDE to avoid numerical instability.
+    :param features_extractor_class: Features extractor to use.
+    :param features_extractor_kwargs: Keyword arguments
+        to pass to the features extractor.
+    :param normalize_images: Whether to normalize images or not,
+         dividing by 255.0 (True by default)
+    :param optimizer_class: The optimizer to use,
+        ``th.optim.Adam`` by default
+    :param optimizer_kwargs: Additional keyword arguments,
+        excluding the learning rate, to pass to the optimizer
+    :param n_critics: Number of critic networks to create.
+    :param share_features_extractor: Whether to share or not the features extractor
+        between the actor, the critic and the value (this saves computation time); the target value has always its own
+    """
+
+    value: ValueNetwork
+    value_target: ValueNetwork
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        n_critics = cast(int, self.critic_kwargs["n_critics"])
+        if n_critics < 1:
+            raise ValueError(f"n_critics must be at least 1, got {n_critics}.")
+        _, critic_arch = get_actor_critic_arch(self.net_arch)
+        self.value_kwargs = self.net_args | {
+            "net_arch": self.net_arch.get("vf", critic_arch) if isinstance(self.net_arch, dict) else critic_arch,
+            "share_features_extractor": self.share_features_extractor,
+        }
+        # Same order as SACPolicy: from the same seed, actor and critic start with the weights that SAC's have
+        self.actor = self.make_actor()
+        shared_extractor = self.actor.features_extractor if self.share_features_extractor else None
+        self.critic = self.make_critic(shared_extractor)
+        self.value = self.make_value(shared_extractor)
+
+        # The target starts as a copy, has always its own features extractor and never receives a gradient
+        self.value_target = self.make_value(None)
+        self.value_target.load_state_dict(self.value.state_dict())
+        self.value_target.requires_grad_(False)
+        self.value_target.set_training_mode(False)
+
+        lr = lr_schedule(1)
+        self.actor.optimizer = self._make_optimizer(self.actor, lr)
+        self.critic.optimizer = self._make_optimizer(self.critic, lr, exclude_extractor=self.share_features_extractor)
+        self.value.optimizer = self._make_optimizer(self.value, lr, exclude_extractor=self.share_features_extractor)
+
+    def make_value(self, features_extractor: BaseFeaturesExtractor | None = None) -> ValueNetwork:
+        """
+        :param features_extractor: to share; None makes a new one
+        :return: a value network with fresh weights
+        """
+        value_kwargs = self._update_features_extractor(self.value_kwargs, features_extractor)
+        return ValueNetwork(**value_kwargs).to(self.device)
+
+    def _make_optimizer(self, network: BaseModel, lr: float, exclude_extractor: bool = False) -> th.optim.Optimizer:
+        """
+        :param network: its parameters are optimized
+        :param lr: initial learning rate
+        :param exclude_extractor: leave out the features extractor, which the actor's optimizer has already
+        """
+        params = [p for name, p in network.named_parameters() if not (exclude_extractor and "features_extractor" in name)]
+        kwargs = dict(self.optimizer_kwargs)
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and _ADAM_IMPLEMENTATIONS.isdisjoint(kwargs):
+            # Same mathematics in one call per step instead of a Python loop over the parameters
+            kwargs["fused"] = True
+        return self.optimizer_class(params, lr=lr, **kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # SACPolicy forgets this one, so that its policy.save() loses it
+        return super()._get_constructor_parameters() | {"share_features_extractor": self.share_features_extractor}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "critic_target":
+            no_critic_target(type(self).__name__)
+        return super().__getattr__(name)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Put the policy in either training or evaluation mode; the target value stays in evaluation mode.
+
+        This affects certain modules, such as batch normalisation and dropout.
+
+        :param mode: if true, set to training mode, else set to evaluation mode
+        """
+        super().set_training_mode(mode)
+        self.value.set_training_mode(mode)
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Soft state values V(s), under the name that PPO's policies use.
+
+        :param obs: observations, shape (batch, *obs_shape), or a dict of such
+        :return: shape (batch, 1), see ``SACV.predict_values`` for the unit
+        """
+        return self.value(obs)
+
+    def _gaussian(self, obs: PyTorchObs) -> th.distributions.Normal:
+        """
+        :param obs: observations, shape (batch, *obs_shape), or a dict of such
+        :return: the policy's Gaussian before squashing, of batch shape (batch, action_dim)
+        """
+        mean, log_std, kwargs = self.actor.get_action_dist_params(obs)
+        distribution = self.actor.action_dist.proba_distribution(mean, log_std, **kwargs)
+        return distribution.distribution  # type: ignore[return-value]  # Normal for both of the actor's distributions
+
+    def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        Log-density of squashed actions, Eq. 21 of the paper.
+
+        :param obs: observations, shape (batch, *obs_shape), or a dict of such
+        :param actions: in [-1, 1], shape (batch, action_dim); ±1 themselves count as the closest number inside
+        :return: nats over [-1, 1]^action_dim, shape (batch, 1)
+        """
+        eps = th.finfo(actions.dtype).eps
+        gaussian_actions = th.atanh(actions.clamp(-1.0 + eps, 1.0 - eps))
+        log_prob = self._gaussian(obs).log_prob(gaussian_actions).sum(dim=-1, keepdim=True)
+        return log_prob - equations.squash_log_det(actions)
+
+    def entropy(self, obs: PyTorchObs, n_samples: int, generator: th.Generator | None = None) -> th.Tensor:
+        """
+        Differential entropy of the squashed policy: the Gaussian's, in closed form, plus the mean log-determinant of the
+        squashing over sampled actions.
+
+        :param obs: observations, shape (batch, *obs_shape), or a dict of such
+        :param n_samples: number of sampled actions for each observation
+        :param generator: of the samples; None takes torch's global one
+        :return: nats over [-1, 1]^action_dim, shape (batch, 1)
+        """
+        gaussian = self._gaussian(obs)
+        shape = (n_samples, *gaussian.mean.shape)
+        noise = th.randn(shape, generator=generator, device=gaussian.mean.device, dtype=gaussian.mean.dtype)
+        log_det = equations.squash_log_det(th.tanh(gaussian.mean + gaussian.stddev * noise)).mean(dim=0)
+        return gaussian.entropy().sum(dim=-1, keepdim=True) + log_det
+
+
+MlpPolicy = SACVPolicy
+
+
+class CnnPolicy(SACVPolicy, SACCnnPolicy):
+    """
+    Policy class for SACV on images: ``SACVPolicy`` whose default features extractor is ``NatureCNN``.
+
+    The parameters are those of ``SACVPolicy``; the constructor is that of SB3's ``CnnPolicy`` for SAC.
+    """
+
+
+class MultiInputPolicy(SACVPolicy, SACMultiInputPolicy):
+    """
+    Policy class for SACV on Dict observations: ``SACVPolicy`` whose default features extractor is ``CombinedExtractor``.
+
+    The parameters are those of ``SACVPolicy``; the constructor is that of SB3's ``MultiInputPolicy`` for SAC.
+    """

@@ -1,0 +1,542 @@
+"""SACV: the original Soft Actor-Critic, with its state-value network, as a Stable-Baselines3 algorithm."""
+
+import io
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from stable_baselines3.sac.sac import SAC
+
+from sb3_softvalue import checks, update
+from sb3_softvalue.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SACVPolicy, ValueNetwork, no_critic_target
+
+SelfSACV = TypeVar("SelfSACV", bound="SACV")
+
+# Buffers that draw each transition by itself, so that one large sample is as good as several small ones
+_CHUNKED_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
+# Largest sample taken from the buffer in one go
+_CHUNK_BYTES = 32 * 1024**2
+
+
+class SACV(SAC):
+    """
+    Soft Actor-Critic with a state-value network (SAC v1).
+
+    The algorithm of Haarnoja et al. 2018, https://arxiv.org/abs/1801.01290: a stochastic actor, soft Q-functions, a
+    separate state-value network V and its Polyak-averaged target V̄ from which the Q-functions bootstrap. SB3's ``SAC``
+    has no V and bootstraps from target Q-functions; everything else about it holds here too.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a subclass of ``SACVPolicy``)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: learning rate for the optimizers of all networks,
+        it can be a function of the current progress remaining (from 1 to 0)
+    :param buffer_size: size of the replay buffer
+    :param learning_starts: how many steps of the model to collect transitions for before learning starts
+    :param batch_size: Minibatch size for each gradient update
+    :param tau: the soft update coefficient ("Polyak update", between 0 and 1) of the target value; 1 copies
+    :param gamma: the discount factor
+    :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
+        like ``(5, "step")`` or ``(2, "episode")``.
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
+        Set to ``-1`` means to do as many gradient steps as steps done in the environment
+        during the rollout.
+    :param action_noise: the action noise type (None by default), this can help
+        for hard exploration problem. Cf common.noise for the different action noise type.
+    :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
+        If ``None``, it will be automatically selected.
+    :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
+    :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
+        at a cost of more complexity.
+        See https://github.com/DLR-RM/stable-baselines3/issues/37#issuecomment-637501195
+    :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
+    :param ent_coef: Entropy regularization coefficient, the temperature α. (Equivalent to
+        inverse of reward scale in the original SAC paper.)  Controlling exploration/exploitation trade-off.
+        Set it to 'auto' to learn it automatically (and 'auto_0.1' for using 0.1 as initial value)
+    :param target_update_interval: update the target value after every ``target_update_interval`` gradient steps, counted
+        over the life of the model (SAC's count starts anew at each call of ``train()``, SB3 issue 2158).
+        The paper's hard updates every 1000 environment steps with 4 gradient steps each are
+        ``tau=1.0, target_update_interval=4000, gradient_steps=4``.
+    :param target_entropy: target entropy when learning ``ent_coef`` (``ent_coef = 'auto'``)
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+        instead of action noise exploration (default: False)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        Default: -1 (only sample at the beginning of the rollout)
+    :param use_sde_at_warmup: Whether to use gSDE instead of uniform sampling
+        during the warm up phase (before learning starts)
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation, see ``SACVPolicy``
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param reward_scale: factor of the rewards in the Q target, a positive number or a function of the current progress
+        remaining (paper, section 5.2). It scales V and Q as well, unlike ``ent_coef = 1 / reward_scale``.
+    :param qf_learning_rate: learning rate of the critics, number or schedule; None takes ``learning_rate``
+    :param vf_learning_rate: learning rate of the value network, number or schedule; None takes ``learning_rate``
+    :param ent_coef_learning_rate: learning rate of the temperature, number or schedule; None takes ``learning_rate``
+    :param max_grad_norm: the maximum gradient norm of each optimizer (actor, critics, value, temperature) by itself;
+        None does not clip
+    :param action_prior: "uniform", or "normal" to maximise the negative divergence from N(0, I) over the squashed action
+        instead of the entropy, as the authors' code can
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: SACVPolicy
+    value: ValueNetwork
+    value_target: ValueNetwork
+
+    def __init__(
+        self,
+        policy: str | type[SACVPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        reward_scale: float | Schedule = 1.0,
+        qf_learning_rate: float | Schedule | None = None,
+        vf_learning_rate: float | Schedule | None = None,
+        ent_coef_learning_rate: float | Schedule | None = None,
+        max_grad_norm: float | None = None,
+        action_prior: str = "uniform",
+    ):
+        checks.check_policy(policy)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            ent_coef=ent_coef,
+            target_update_interval=target_update_interval,
+            target_entropy=target_entropy,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            use_sde_at_warmup=use_sde_at_warmup,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.reward_scale = reward_scale
+        self.qf_learning_rate = qf_learning_rate
+        self.vf_learning_rate = vf_learning_rate
+        self.ent_coef_learning_rate = ent_coef_learning_rate
+        self.max_grad_norm = max_grad_norm
+        self.action_prior = action_prior
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._check_options()
+        # Not SAC's: it builds on a twin Q target, which does not exist here
+        super(SAC, self)._setup_model()
+        self._create_aliases()
+        self._objective = update.JointObjective(self.policy, self.action_prior)
+        # 'auto' is minus the number of action dimensions, other strings are an error
+        auto = self.target_entropy == "auto"
+        self.target_entropy = -float(get_action_dim(self.action_space)) if auto else float(self.target_entropy)
+        self._setup_ent_coef()
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        # Made again from the saved arguments at each load, so that they are never pickled
+        self._schedules = {
+            name: self.lr_schedule if value is None else FloatSchedule(value)
+            for name, value in (
+                ("qf_learning_rate", self.qf_learning_rate),
+                ("vf_learning_rate", self.vf_learning_rate),
+                ("ent_coef_learning_rate", self.ent_coef_learning_rate),
+                ("reward_scale", self.reward_scale),
+            )
+        }
+
+    def _setup_ent_coef(self) -> None:
+        """(Re)start the temperature from ``self.ent_coef``: learned ("auto", "auto_<initial value>") or fixed (a number)."""
+        initial_value = checks.initial_ent_coef(self.ent_coef)
+        if isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto"):
+            # The log is optimized, see https://github.com/rail-berkeley/softlearning/issues/37
+            self.log_ent_coef = th.log(th.ones(1, device=self.device) * initial_value).requires_grad_(True)
+            self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1), fused=True)
+        else:
+            self.log_ent_coef = None
+            self.ent_coef_optimizer = None
+            self.ent_coef_tensor = th.tensor(initial_value, device=self.device)
+
+    def _create_aliases(self) -> None:
+        self.actor = self.policy.actor
+        self.critic = self.policy.critic
+        self.value = self.policy.value
+        self.value_target = self.policy.value_target
+
+    @property
+    def critic_target(self) -> NoReturn:  # type: ignore[override]
+        """Not there: SAC v1 has ``value_target`` instead."""
+        no_critic_target(type(self).__name__)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        checks.check_action_space(env.action_space)
+        return SAC._wrap_env(env, verbose, monitor_wrapper)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Sample the replay buffer and do the updates: joint gradient step, then the target value when it is due.
+
+        :param gradient_steps: number of gradient steps
+        :param batch_size: transitions of each
+        """
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        optimizers = self._update_optimizers()
+        reward_scale = self._current_reward_scale()
+
+        metrics = []
+        for batch in self._sample_batches(gradient_steps, batch_size):
+            objective, step_metrics = self._objective(batch, self._draw_noise(batch_size), self._temperature(), reward_scale)
+            update.apply_gradients(objective, optimizers, self.max_grad_norm)
+            metrics.append(step_metrics)
+            self._n_updates += 1
+            if self._n_updates % self.target_update_interval == 0:
+                update.update_target(self.value, self.value_target, self.tau)
+        self._record(metrics)
+
+    def _update_optimizers(self) -> list[th.optim.Optimizer]:
+        """
+        Set each optimizer's learning rate for the current progress and log those that are not ``learning_rate``.
+
+        :return: the optimizers
+        """
+        self._update_learning_rate(self.actor.optimizer)
+        optimizers = {"qf_learning_rate": self.critic.optimizer, "vf_learning_rate": self.value.optimizer}
+        if self.ent_coef_optimizer is not None:
+            optimizers["ent_coef_learning_rate"] = self.ent_coef_optimizer
+        for name, optimizer in optimizers.items():
+            learning_rate = self._schedules[name](self._current_progress_remaining)
+            update_learning_rate(optimizer, learning_rate)
+            if getattr(self, name) is not None:
+                self.logger.record(f"train/{name}", learning_rate)
+        return [self.actor.optimizer, *optimizers.values()]
+
+    def _current_reward_scale(self) -> float:
+        """
+        :return: factor of the rewards at the current progress
+        :raises ValueError: if a schedule gives a negative or infinite one
+        """
+        reward_scale = self._schedules["reward_scale"](self._current_progress_remaining)
+        if not 0.0 <= reward_scale < math.inf:
+            raise ValueError(
+                f"The reward_scale schedule gave {reward_scale} at progress remaining {self._current_progress_remaining:.3f}: "
+                "make it return finite numbers that are not negative."
+            )
+        if callable(self.reward_scale):
+            self.logger.record("train/reward_scale", reward_scale)
+        return reward_scale
+
+    def _sample_batches(self, gradient_steps: int, batch_size: int) -> Iterator[update.Batch]:
+        """
+        Batches for several gradient steps, taken from the buffer in few large samples where that changes nothing.
+
+        :param gradient_steps: number of batches
+        :param batch_size: transitions in each
+        """
+        assert self.replay_buffer is not None
+        chunk = 1
+        if type(self.replay_buffer) in _CHUNKED_BUFFERS:
+            chunk = max(1, _CHUNK_BYTES // (batch_size * _transition_bytes(self.observation_space)))
+        while gradient_steps > 0:
+            n_batches = min(chunk, gradient_steps)
+            samples = self.replay_buffer.sample(n_batches * batch_size, env=self._vec_normalize_env)
+            discounts = self.gamma if samples.discounts is None else samples.discounts
+            batch = update.Batch(*samples[:5], discounts)
+            yield from [batch] if n_batches == 1 else update.split_batch(batch, n_batches)
+            gradient_steps -= n_batches
+
+    def _draw_noise(self, batch_size: int) -> th.Tensor | None:
+        """
+        The noise of one gradient step, the same numbers that SB3's ``action_log_prob`` would draw from the same seed.
+
+        :param batch_size: number of actions
+        :return: shape (batch_size, action_dim), or None where the actor draws its own
+        """
+        if self.use_sde:
+            # We need to sample because `log_std` may have changed between two gradient steps
+            self.actor.reset_noise()
+        if update.draws_own_noise(self.actor):
+            return None
+        return th.randn(batch_size, get_action_dim(self.action_space), device=self.device)
+
+    def _temperature(self) -> update.Temperature:
+        """:return: the temperature of the next gradient step"""
+        if self.log_ent_coef is None:
+            return update.Temperature(self.ent_coef_tensor)
+        assert isinstance(self.target_entropy, float)
+        return update.Temperature(th.exp(self.log_ent_coef.detach()), self.log_ent_coef, self.target_entropy)
+
+    def _record(self, metrics: list[update.Metrics]) -> None:
+        """
+        Log the mean over gradient steps; the only place where ``train()`` waits for the device.
+
+        :param metrics: one entry for each gradient step
+        """
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if not metrics:
+            return
+        means = th.stack([th.stack(step_metrics) for step_metrics in metrics]).mean(dim=0).tolist()
+        for name, mean in zip(update.Metrics._fields, means, strict=True):
+            if name != "ent_coef_loss" or self.ent_coef_optimizer is not None:
+                self.logger.record(f"train/{name}", mean)
+
+    def learn(
+        self: SelfSACV,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "SACV",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSACV:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def predict_values(self, observation: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+        """
+        Soft state values V(s): what the policy is expected to collect from s on, Σ_k γ^k (r_{t+k} + α·H(π(·|s_{t+k}))),
+        k from 0 (Eq. 3 of the paper). Discounted by ``gamma``, entropy included (with ``action_prior="normal"``, minus
+        the divergence from the prior instead), in the reward's scale after ``reward_scale`` and after ``VecNormalize``.
+
+        :param observation: as ``predict`` takes it, one observation or a batch of n, normalized if the model was trained
+            with ``VecNormalize``
+        :return: shape (n,), or () for one observation
+        """
+        return self._read(observation, lambda obs: self.policy.predict_values(obs).squeeze(dim=1))
+
+    def predict_q_values(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
+        """
+        Soft action values Q_i(s, a) of every critic, in the unit of ``predict_values``; they exclude the entropy at s itself.
+
+        :param observation: as ``predict`` takes it, one observation or a batch of n
+        :param actions: in the environment's own units, one for each observation, shape (n, *action_shape), or
+            action_shape for one observation
+        :return: shape (n, n_critics), or (n_critics,) for one observation
+        :raises ValueError: if the actions are out of the action space or not one for each observation
+        """
+        return self._read(
+            observation, lambda obs, scaled: th.cat(self.critic(obs, scaled), dim=1), self._scale_actions(actions)
+        )
+
+    def action_log_prob(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
+        """
+        Log-density of actions under the policy, Eq. 21 of the paper with the Jacobian of the scaling to the
+        environment's units included: exp of it integrates to 1 over the action space. At the very bounds, where the
+        density of a squashed Gaussian is a limit, the closest action inside counts.
+
+        :param observation: as ``predict`` takes it, one observation or a batch of n
+        :param actions: in the environment's own units, one for each observation, shape (n, *action_shape), or
+            action_shape for one observation
+        :return: nats, shape (n,), or () for one observation
+        :raises ValueError: if the actions are out of the action space or not one for each observation
+        """
+        assert isinstance(self.action_space, spaces.Box)
+        log_scale = float(np.log((self.action_space.high - self.action_space.low).astype(np.float64) / 2.0).sum())
+        return self._read(
+            observation,
+            lambda obs, scaled: self.policy.log_prob(obs, scaled).squeeze(dim=1) - log_scale,
+            self._scale_actions(actions),
+        )
+
+    def entropy(self, observation: np.ndarray | dict[str, np.ndarray], n_samples: int = 128, seed: int = 0) -> np.ndarray:
+        """
+        Differential entropy of the policy over the squashed action in [-1, 1], a Monte Carlo estimate. It has its own
+        random generator, so that reading does not change the training that goes on.
+
+        :param observation: as ``predict`` takes it, one observation or a batch of n
+        :param n_samples: sampled actions for each observation
+        :param seed: of the samples
+        :return: nats, shape (n,), or () for one observation
+        :raises ValueError: if ``n_samples`` is not positive
+        """
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1, got {n_samples}.")
+        generator = th.Generator(device=self.device).manual_seed(seed)
+        return self._read(observation, lambda obs: self.policy.entropy(obs, n_samples, generator).squeeze(dim=1))
+
+    def _read(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        function: Callable[..., th.Tensor],
+        scaled_actions: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """
+        Evaluate a function of the networks on numpy observations, as ``predict`` does.
+
+        :param observation: one observation or a batch of n
+        :param function: of the observations and, where given, of the actions as tensors; returns shape (n, ...)
+        :param scaled_actions: actions in [-1, 1], shape (n, action_dim)
+        :return: shape (n, ...), without the first axis for one observation
+        """
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "A tuple was given as observation: with the Gymnasium API use `obs, info = env.reset()` and pass only obs."
+            )
+        # Switch to eval mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(False)
+        obs, vectorized = self.policy.obs_to_tensor(observation)
+        arguments: list[PyTorchObs] = [obs]
+        if scaled_actions is not None:
+            n_observations = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+            if len(scaled_actions) != n_observations:
+                raise ValueError(
+                    f"Got {n_observations} observations but {len(scaled_actions)} actions: pass one action for each."
+                )
+            arguments.append(th.as_tensor(scaled_actions, device=self.device))
+        with th.no_grad():
+            result = function(*arguments).cpu().numpy()
+        return result if vectorized else result.squeeze(axis=0)
+
+    def _scale_actions(self, actions: np.ndarray) -> np.ndarray:
+        """
+        :param actions: in the environment's units, shape (n, *action_shape) or action_shape
+        :return: in [-1, 1], shape (n, action_dim), float32
+        :raises ValueError: if the shape is wrong or an action is out of the action space
+        """
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        actions = np.asarray(actions, dtype=np.float32)
+        if actions.shape != space.shape and actions.shape[1:] != space.shape:
+            raise ValueError(f"Got actions of shape {actions.shape}, expected (n, *{space.shape}) or {space.shape}.")
+        scaled = self.policy.scale_action(actions.reshape(-1, *space.shape)).reshape(-1, get_action_dim(space))
+        # Rounding may carry an action that lies on a bound just over it
+        if not np.all(np.abs(scaled) <= 1.0 + 1e-5):
+            raise ValueError(f"Actions must lie in the environment's action space {space}, in its own units (not in [-1, 1]).")
+        return np.clip(scaled, -1.0, 1.0).astype(np.float32)
+
+    @classmethod
+    def load(
+        cls: type[SelfSACV],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSACV:
+        """
+        Load the model from a zip-file, see ``BaseAlgorithm.load``. ``ent_coef`` may be given anew: a value other than the
+        saved one takes effect, also from learned ("auto") to fixed (a number) and back. V was learned with the old
+        temperature and needs some updates to follow.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on
+            (can be None if you only need prediction from a trained model) has priority over any saved environment
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading.
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
+        :param kwargs: extra arguments to change the model when loading
+        :return: new model instance with loaded parameters
+        """
+        custom_objects = dict(custom_objects or {})
+        # The saved temperature is loaded as it was saved, then changed: SB3 fails on a temperature of the other kind
+        ent_coef = kwargs.pop("ent_coef", custom_objects.pop("ent_coef", None))
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if ent_coef is not None and ent_coef != model.ent_coef:
+            model.ent_coef = ent_coef
+            model._setup_ent_coef()
+        return model
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "value", "value_target", "_objective", "_schedules"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "value.optimizer"], variables
+
+    def _check_options(self) -> None:
+        """
+        :raises ValueError: if an option has a value that cannot work
+        :raises TypeError: if ``policy_kwargs`` names an argument that the policy does not have
+        """
+        checks.initial_ent_coef(self.ent_coef)
+        checks.check_whole_number("target_update_interval", self.target_update_interval, minimum=1)
+        checks.check_fraction("tau", self.tau)
+        checks.check_fraction("gamma", self.gamma)
+        checks.check_max_grad_norm(self.max_grad_norm)
+        checks.check_action_prior(self.action_prior)
+        for name in ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate"):
+            checks.check_number_or_schedule(name, getattr(self, name), "not negative", lambda value: value >= 0.0)
+        checks.check_number_or_schedule("reward_scale", self.reward_scale, "positive", lambda value: value > 0.0)
+        checks.check_policy_kwargs(self.policy_class, self.policy_kwargs)
+
+
+def _transition_bytes(observation_space: spaces.Space) -> int:
+    """
+    :return: about how many bytes the two observations of a transition take
+    """
+    if isinstance(observation_space, spaces.Dict):
+        return sum(_transition_bytes(space) for space in observation_space.values())
+    return 2 * 8 * max(1, math.prod(observation_space.shape or ()))

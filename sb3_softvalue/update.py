@@ -1,0 +1,223 @@
+"""The whole update of SAC with a value network as one scalar, and one gradient step on it.
+
+The gradients of J_Q, J_V, J_π and J_α are all taken at the weights before the step, as in the authors' code. With the
+stop-gradients of the paper each network receives exactly its own loss's gradient from the sum of the four, so that one
+forward and one backward pass make the update. Nothing here knows replay buffers or how the step is executed.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.sac.policies import Actor
+from torch import nn
+from torch.func import functional_call
+
+from sb3_softvalue import equations
+from sb3_softvalue.policies import SACVPolicy
+
+ACTION_PRIORS = ("uniform", "normal")
+
+
+class Batch(NamedTuple):
+    """Transitions of one gradient step; every tensor but the observations and actions has shape (batch, 1)."""
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    """Actions in [-1, 1], shape (batch, action_dim)"""
+    next_observations: PyTorchObs
+    dones: th.Tensor
+    """1 where the episode terminated, 0 where it went on or was truncated"""
+    rewards: th.Tensor
+    """Rewards as the buffer gives them, before ``reward_scale``"""
+    discounts: th.Tensor | float
+    """γ, or the buffer's own discounts for n-step returns"""
+
+
+def split_batch(batch: Batch, n_batches: int) -> list[Batch]:
+    """
+    Split a large sample into batches that are each like a sample of their own. Taken with a stride, because
+    ``HerReplayBuffer`` puts real transitions before virtual ones.
+
+    :param batch: n_batches * batch_size transitions
+    :param n_batches: number of parts
+    :return: batches of batch_size transitions, contiguous in memory
+    """
+
+    def part(field: PyTorchObs | float, index: int) -> Any:
+        if isinstance(field, dict):
+            return {key: part(tensor, index) for key, tensor in field.items()}
+        return field[index::n_batches].contiguous() if isinstance(field, th.Tensor) else field
+
+    return [Batch(*(part(field, index) for field in batch)) for index in range(n_batches)]
+
+
+class Temperature(NamedTuple):
+    """The temperature α of one gradient step."""
+
+    ent_coef: th.Tensor
+    """α, held constant; scalar or shape (1,)"""
+    log_ent_coef: th.Tensor | None = None
+    """log α as the learned parameter, shape (1,); None when α is fixed"""
+    target_entropy: th.Tensor | float = 0.0
+    """In nats, of use only when α is learned"""
+
+
+class Metrics(NamedTuple):
+    """What one gradient step reports: detached scalars, left on the device until ``train()`` reads them once."""
+
+    actor_loss: th.Tensor
+    critic_loss: th.Tensor
+    value_loss: th.Tensor
+    ent_coef: th.Tensor
+    ent_coef_loss: th.Tensor
+    """Zero when the temperature is fixed"""
+    entropy: th.Tensor
+    """-mean log π(a|s), nats"""
+    value_mean: th.Tensor
+    qf_mean: th.Tensor
+    """Mean over critics and batch at the buffer's actions"""
+
+
+def sample_actions(actor: Actor, observations: PyTorchObs, noise: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
+    """
+    One reparameterised action for each observation, with its log-density.
+
+    :param actor: the policy network
+    :param observations: shape (batch, *obs_shape), or a dict of such
+    :param noise: standard normal draw, shape (batch, action_dim); None where the actor draws for itself (``draws_own_noise``)
+    :return: actions in [-1, 1], shape (batch, action_dim), and their log-density in nats, shape (batch, 1)
+    """
+    if noise is None:
+        actions, log_prob = actor.action_log_prob(observations)
+        return actions, log_prob.reshape(-1, 1)
+    mean, log_std, _ = actor.get_action_dist_params(observations)
+    return equations.squashed_gaussian(mean, log_std, noise)
+
+
+def draws_own_noise(actor: Actor) -> bool:
+    """
+    Whether the actor's distribution is not the plain squashed Gaussian (gSDE, or a subclass with its own sampling), so that
+    its ``action_log_prob`` must be called instead of ours.
+
+    :param actor: the policy network
+    """
+    return actor.use_sde or type(actor).action_log_prob is not Actor.action_log_prob
+
+
+def stopped_critic(critic: ContinuousCritic, observations: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+    """
+    Q-values whose gradient reaches the actions but not the critic's parameters.
+
+    :param critic: the Q-networks
+    :param observations: shape (batch, *obs_shape), or a dict of such
+    :param actions: in [-1, 1], shape (batch, action_dim)
+    :return: one tensor of shape (batch, 1) for each critic
+    """
+    parameters = {name: param.detach() for name, param in critic.named_parameters()}
+    return functional_call(critic, parameters, (observations, actions))
+
+
+class JointObjective(nn.Module):
+    """
+    J_Q + J_V + J_π + J_α as one differentiable scalar: the gradient of each parameter is that of its own loss.
+
+    A module, so that ``torch.func.functional_call`` can evaluate it at other parameters.
+
+    :param policy: gives actor, critic, value and value_target; a shared features extractor is trained by J_π only (SB3's rule)
+    :param action_prior: one of ``ACTION_PRIORS``
+    """
+
+    def __init__(self, policy: SACVPolicy, action_prior: str = "uniform"):
+        super().__init__()
+        self.actor = policy.actor
+        self.critic = policy.critic
+        self.value = policy.value
+        self.value_target = policy.value_target
+        self.action_prior = action_prior
+
+    def forward(
+        self, batch: Batch, noise: th.Tensor | None, temperature: Temperature, reward_scale: th.Tensor | float
+    ) -> tuple[th.Tensor, Metrics]:
+        """
+        :param batch: transitions
+        :param noise: standard normal draw, shape (batch, action_dim), or None (see ``sample_actions``)
+        :param temperature: α
+        :param reward_scale: factor of the rewards
+        :return: the objective, a scalar, and what to report
+        """
+        ent_coef = temperature.ent_coef
+        actions_pi, log_prob = sample_actions(self.actor, batch.observations, noise)
+        log_prior = equations.normal_log_prior(actions_pi) if self.action_prior == "normal" else 0.0
+
+        with th.no_grad():
+            next_values = self.value_target(batch.next_observations)
+            target_q_values = equations.soft_q_target(batch.rewards * reward_scale, batch.dones, batch.discounts, next_values)
+        q_values = self.critic(batch.observations, batch.actions)
+        critic_loss = equations.soft_q_loss(q_values, target_q_values)
+
+        min_q_pi = equations.min_over_critics(stopped_critic(self.critic, batch.observations, actions_pi))
+        actor_loss = equations.policy_loss(min_q_pi, log_prob, ent_coef, log_prior)
+
+        values = self.value(batch.observations)
+        target_values = equations.soft_value_target(min_q_pi, log_prob, ent_coef, log_prior).detach()
+        value_loss = equations.soft_value_loss(values, target_values)
+
+        objective = critic_loss + value_loss + actor_loss
+        ent_coef_loss = th.zeros_like(actor_loss)
+        if temperature.log_ent_coef is not None:
+            ent_coef_loss = equations.temperature_loss(temperature.log_ent_coef, log_prob.detach(), temperature.target_entropy)
+            objective = objective + ent_coef_loss
+
+        metrics = Metrics(
+            actor_loss=actor_loss.detach(),
+            critic_loss=critic_loss.detach(),
+            value_loss=value_loss.detach(),
+            ent_coef=ent_coef.detach().reshape(()),
+            ent_coef_loss=ent_coef_loss.detach(),
+            entropy=-log_prob.detach().mean(),
+            value_mean=values.detach().mean(),
+            qf_mean=th.stack([q.detach().mean() for q in q_values]).mean(),
+        )
+        return objective, metrics
+
+
+def optimizer_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+    """
+    :param optimizer: any optimizer
+    :return: all its parameters, in order
+    """
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def apply_gradients(objective: th.Tensor, optimizers: Sequence[th.optim.Optimizer], max_grad_norm: float | None) -> None:
+    """
+    Back-propagate the joint objective once, then step every optimizer on its own parameters.
+
+    :param objective: scalar of ``JointObjective``
+    :param optimizers: their parameters do not overlap
+    :param max_grad_norm: clip the gradient norm of each optimizer by itself; None does not clip
+    """
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    objective.backward()
+    for optimizer in optimizers:
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(optimizer_params(optimizer), max_grad_norm)
+        optimizer.step()
+
+
+def update_target(value: nn.Module, value_target: nn.Module, tau: float) -> None:
+    """
+    Polyak step of the target value network; buffers (batch-norm statistics) are copied, see SB3 issue 996.
+
+    :param value: V
+    :param value_target: V̄, same architecture
+    :param tau: 1 copies V
+    """
+    equations.polyak_update(list(value.parameters()), list(value_target.parameters()), tau)
+    with th.no_grad():
+        for buffer, target_buffer in zip(value.buffers(), value_target.buffers(), strict=True):
+            target_buffer.copy_(buffer)
