@@ -158,7 +158,7 @@ class SACVPolicy(SACPolicy):
         if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and _ADAM_IMPLEMENTATIONS.isdisjoint(kwargs):
             # Same mathematics in one call per step instead of a Python loop over the parameters
             kwargs["fused"] = True
-        return self.optimizer_class(params, lr=lr, **kwargs)
+        return self.optimizer_class(params, lr=lr, **kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # SACPolicy forgets this one, so that its policy.save() loses it
@@ -196,7 +196,7 @@ class SACVPolicy(SACPolicy):
         """
         mean, log_std, kwargs = self.actor.get_action_dist_params(obs)
         distribution = self.actor.action_dist.proba_distribution(mean, log_std, **kwargs)
-        return distribution.distribution  # type: ignore[return-value]  # Normal for both of the actor's distributions
+        return distribution.distribution  # Normal for both of the actor's distributions
 
     def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
