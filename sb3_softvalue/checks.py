@@ -10,7 +10,6 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_softvalue.policies import SACVPolicy
-from sb3_softvalue.update import ACTION_PRIORS
 
 
 def initial_ent_coef(ent_coef: str | float) -> float:
@@ -108,9 +107,9 @@ def check_max_grad_norm(max_grad_norm: float | None) -> None:
         raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm!r}: use None for no clipping.")
 
 
-def check_action_prior(action_prior: str) -> None:
+def check_one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """
-    :raises ValueError: if it is unknown
+    :raises ValueError: if it is none of the choices
     """
-    if action_prior not in ACTION_PRIORS:
-        raise ValueError(f"action_prior must be one of {', '.join(map(repr, ACTION_PRIORS))}, got {action_prior!r}.")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
