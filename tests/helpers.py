@@ -176,10 +176,10 @@ def small(model_class: type[SAC], env: Any, policy: Any = "MlpPolicy", **kwargs:
     return model_class(policy, env, **(SMALL | kwargs))
 
 
-def filled(env: Any, policy: Any = "MlpPolicy", n_steps: int = 40, **kwargs: Any) -> SACV:
-    """A small SACV whose buffer holds ``n_steps`` random transitions of each environment, and which is not trained yet."""
+def filled(env: Any, policy: Any = "MlpPolicy", n_collected: int = 40, **kwargs: Any) -> SACV:
+    """A small SACV whose buffer holds ``n_collected`` random transitions of each environment; it is not trained yet."""
     model = small(SACV, env, policy, **(dict(learning_starts=10**6) | kwargs))
-    model.learn(n_steps * model.n_envs)
+    model.learn(n_collected * model.n_envs)
     assert model._n_updates == 0
     return model
 

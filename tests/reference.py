@@ -17,7 +17,7 @@ from torch.distributions import Normal
 class ReferenceSAC:
     """
     :param policy: the networks to copy; has ``actor``, ``critic``, ``value`` and ``value_target``
-    :param optimizer_class: for each network and the temperature
+    :param optimizer_class: for each network
     :param learning_rate: of all
     :param log_ent_coef: log α to learn; None keeps α at ``ent_coef``
     :param ent_coef: α where it is fixed
@@ -66,11 +66,12 @@ class ReferenceSAC:
         self.n_updates = 0
 
         # One parameter at a time: no fused or batched kernels
-        plain = dict(foreach=False, fused=False) if optimizer_class is th.optim.Adam else dict(foreach=False)
-        groups = [self.actor_params(), self.critic_params(), self.value_params()]
+        groups = {"actor": self.actor_params(), "critic": self.critic_params(), "value": self.value_params()}
+        plain = dict(lr=learning_rate, foreach=False, fused=False)
+        self.optimizers = {name: optimizer_class(params, **plain) for name, params in groups.items()}
         if self.log_ent_coef is not None:
-            groups.append([self.log_ent_coef])
-        self.optimizers = [optimizer_class(group, lr=learning_rate, **plain) for group in groups]
+            # SB3 always learns it with Adam
+            self.optimizers["ent_coef"] = th.optim.Adam([self.log_ent_coef], **plain)
 
     def actor_params(self) -> list[nn.Parameter]:
         return list(self.actor.parameters())
@@ -160,7 +161,7 @@ class ReferenceSAC:
     def update(self, batch: Any, noise: th.Tensor) -> dict[str, th.Tensor]:
         """One whole update; gives the losses before it."""
         gradients = self.gradients(batch, noise)
-        for name, optimizer in zip(("actor", "critic", "value", "ent_coef"), self.optimizers, strict=False):
+        for name, optimizer in self.optimizers.items():
             params = optimizer.param_groups[0]["params"]
             for param, gradient in zip(params, gradients[name][1], strict=True):
                 param.grad = gradient
@@ -184,4 +185,11 @@ class ReferenceSAC:
             "value": [param.detach() for param in [*self.value_extractor.parameters(), *self.value.parameters()]],
             "value_target": [p.detach() for p in [*self.target_extractor.parameters(), *self.value_target.parameters()]],
             "log_ent_coef": [] if self.log_ent_coef is None else [self.log_ent_coef.detach()],
+        }
+
+    def optimizer_states(self) -> dict[str, list[dict[str, th.Tensor]]]:
+        """The optimizers' own tensors for each parameter."""
+        return {
+            name: [optimizer.state[param] for param in optimizer.param_groups[0]["params"]]
+            for name, optimizer in self.optimizers.items()
         }
