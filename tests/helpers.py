@@ -1,6 +1,5 @@
 """Small environments, extractors and models that the tests share."""
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -282,9 +281,23 @@ def make_constant(network: nn.Sequential, constant: float) -> None:
         network[-1].bias.fill_(constant)
 
 
-def save_and_load(model: SACV, path: Any, **kwargs: Any) -> SACV:
-    """The model after a trip to the disk, its replay buffer with it."""
+def rng_state() -> tuple[Any, th.Tensor]:
+    """The state of the global generators: numpy's (replay buffer) and torch's (actions, noise)."""
+    return np.random.get_state(), th.get_rng_state()
+
+
+def set_rng_state(state: tuple[Any, th.Tensor]) -> None:
+    np.random.set_state(state[0])
+    th.set_rng_state(state[1])
+
+
+def save_and_load(model: Any, path: Any, env: Any = None, **kwargs: Any) -> Any:
+    """The model and its replay buffer after a trip to the disk. The global generators are where they were before."""
+    state = rng_state()
     model.save(path)
-    loaded = type(model).load(path, env=model.env, device="cpu", **kwargs)
-    loaded.replay_buffer = copy.deepcopy(model.replay_buffer)
+    model.save_replay_buffer(f"{path}_buffer")
+    loaded = type(model).load(path, env=env or model.get_env(), device="cpu", **kwargs)
+    # It has Dict buffers' and HER's env as well
+    loaded.load_replay_buffer(f"{path}_buffer")
+    set_rng_state(state)
     return loaded

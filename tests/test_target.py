@@ -1,8 +1,10 @@
 """When and how the target value network moves."""
 
-import numpy as np
+from typing import Any
+
 import pytest
 import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
 
 from tests.helpers import (
     BatchNormDropoutExtractor,
@@ -15,6 +17,10 @@ from tests.helpers import (
     save_and_load,
     train,
 )
+
+
+class OneByOneBuffer(ReplayBuffer):
+    """Not SB3's own class, so that it is sampled for one gradient step at a time."""
 
 
 def test_starts_as_a_copy_with_its_own_extractor():
@@ -34,43 +40,31 @@ def test_starts_as_a_copy_with_its_own_extractor():
         assert (model.critic.features_extractor is model.actor.features_extractor) is share
 
 
+def hard_updates(calls: list[int], execution: dict[str, Any], save_after: int | None, path: Any) -> dict[int, tuple[Any, Any]]:
+    """V and V̄ after each call of ``train()``, by the number of updates done. The batches do not depend on the calls."""
+    model = filled(box_env(), tau=1.0, target_update_interval=3, **execution)
+    model.replay_buffer.__class__ = OneByOneBuffer
+    networks = {0: (parameters_of(model.value), parameters_of(model.value_target))}
+    for gradient_steps in calls:
+        if model._n_updates == save_after:
+            model = save_and_load(model, path)
+        train(model, gradient_steps)
+        networks[model._n_updates] = parameters_of(model.value), parameters_of(model.value_target)
+    return networks
+
+
 @pytest.mark.parametrize("gradient_steps", [1, 2, 4])
 @pytest.mark.parametrize("save_after", [None, 4])
 def test_hard_update_every_third_gradient_step(execution, gradient_steps, save_after, tmp_path):
-    """V̄ moves after updates 3, 6, 9, ..., counted over all calls of ``train()``, and becomes the V just stepped."""
-    model = filled(box_env(), tau=1.0, target_update_interval=3, **execution)
-    start = parameters_of(model.value_target)
-    # The same model trained one update at a time tells V after each update
-    values = {0: start}
-    single = filled(box_env(), tau=1.0, target_update_interval=3, **execution)
-    # Batches of one update each, the same in both
-    model.replay_buffer.__class__ = single.replay_buffer.__class__ = type("OneByOne", (type(model.replay_buffer),), {})
-    for trained, calls in ((single, [1] * 12), (model, [gradient_steps] * (12 // gradient_steps))):
-        th.manual_seed(3)
-        rng = th.get_rng_state()
-        for call in calls:
-            _seed_numpy(trained._n_updates)
-            th.set_rng_state(rng)
-            if trained is model and save_after == trained._n_updates:
-                trained = save_and_load(trained, tmp_path / "model")
-                _seed_numpy(trained._n_updates)
-                th.set_rng_state(rng)
-            train(trained, call)
-            rng = th.get_rng_state()
-            if trained is single:
-                values[trained._n_updates] = parameters_of(trained.value)
-            due = trained._n_updates // 3 * 3
-            if trained is single or gradient_steps == 1:
-                assert_same(parameters_of(trained.value_target), values[due], f"after update {trained._n_updates}")
-            assert differs(parameters_of(trained.value_target), start) is (due > 0)
-            # Only when an update is due at the end of this call is V̄ the V just stepped
-            is_current = not differs(parameters_of(trained.value), parameters_of(trained.value_target))
-            assert is_current is (trained._n_updates % 3 == 0)
-
-
-def _seed_numpy(seed: int) -> None:
-    """The replay buffer draws from numpy's global generator."""
-    np.random.seed(seed)
+    """V̄ moves after updates 3, 6, 9, 12, counted over all calls of ``train()``, and becomes the V just stepped."""
+    one_by_one = hard_updates([1] * 12, execution, None, tmp_path)
+    networks = hard_updates([gradient_steps] * (12 // gradient_steps), execution, save_after, tmp_path / "model")
+    assert len(networks) == 1 + 12 // gradient_steps
+    for n_updates, (value, value_target) in networks.items():
+        assert_same(value, one_by_one[n_updates][0], f"V after {n_updates}")
+        assert_same(value_target, one_by_one[n_updates - n_updates % 3][0], f"V̄ after {n_updates}")
+        if n_updates > 0:
+            assert differs(value, one_by_one[n_updates - 1][0])
 
 
 def test_soft_update(execution):
