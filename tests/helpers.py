@@ -297,7 +297,6 @@ def save_and_load(model: Any, path: Any, env: Any = None, **kwargs: Any) -> Any:
     model.save(path)
     model.save_replay_buffer(f"{path}_buffer")
     loaded = type(model).load(path, env=env or model.get_env(), device="cpu", **kwargs)
-    # It has Dict buffers' and HER's env as well
-    loaded.load_replay_buffer(f"{path}_buffer")
+    loaded.load_replay_buffer(f"{path}_buffer", truncate_last_traj=False)
     set_rng_state(state)
     return loaded

@@ -61,9 +61,7 @@ def test_density_integrates_to_one(mean, std):
     # u is the action before the squashing; its even spacing resolves the peaks of the density at ±1
     u = th.linspace(-10.0, 10.0, 400_001, dtype=th.float64)
     noise = ((u - mean) / std).reshape(-1, 1)
-    actions, log_prob = equations.squashed_gaussian(
-        th.full_like(noise, mean), th.full_like(noise, math.log(std)), noise
-    )
+    actions, log_prob = equations.squashed_gaussian(th.full_like(noise, mean), th.full_like(noise, math.log(std)), noise)
     mass = th.trapezoid(log_prob.exp().squeeze(), actions.squeeze())
     # SB3's 1e-6 inside the logarithm takes a little mass at the bounds: 5e-5 at most
     assert mass.item() == pytest.approx(1.0, abs=1e-3)

@@ -58,7 +58,9 @@ def owned_params(model: SACV) -> dict[str, dict[str, th.Tensor]]:
     return params
 
 
-def evaluate(model: SACV, batch: update.Batch, noise: th.Tensor, reward_scale: float = 1.0) -> tuple[th.Tensor, update.Metrics]:
+def evaluate(
+    model: SACV, batch: update.Batch, noise: th.Tensor, reward_scale: float = 1.0
+) -> tuple[th.Tensor, update.Metrics]:
     model.policy.set_training_mode(True)
     return model._objective(batch, noise, model._temperature(), reward_scale)
 
@@ -88,9 +90,7 @@ def make_reference(model: SACV, reward_scale: float = 1.0) -> ReferenceSAC:
 @pytest.mark.parametrize("ent_coef", ["auto_0.3", 0.3])
 @pytest.mark.parametrize("n_steps", [False, True])
 def test_joint_gradient(share_features_extractor, n_critics, action_prior, ent_coef, n_steps):
-    model = double_model(
-        ent_coef, action_prior, n_critics=n_critics, share_features_extractor=share_features_extractor
-    )
+    model = double_model(ent_coef, action_prior, n_critics=n_critics, share_features_extractor=share_features_extractor)
     batch, noise = random_batch(n_steps)
     objective, metrics = evaluate(model, batch, noise, reward_scale=2.5)
     expected = make_reference(model, reward_scale=2.5).gradients(batch, noise)

@@ -93,7 +93,9 @@ def test_learning_rate_schedule_moves_all(execution):
 
 def test_max_grad_norm_clips_each_network_by_itself(execution):
     """With SGD the step is the learning rate times the clipped gradient, so its norm shows."""
-    kwargs = dict(learning_rate=0.01, policy_kwargs=dict(net_arch=[8], optimizer_class=th.optim.SGD), tau=0.0, reward_scale=100.0)
+    kwargs = dict(
+        learning_rate=0.01, policy_kwargs=dict(net_arch=[8], optimizer_class=th.optim.SGD), tau=0.0, reward_scale=100.0
+    )
     start = filled(box_env(), **kwargs)
     plain = trained_like(execution, **kwargs)
 

@@ -68,9 +68,7 @@ def train_both(model: SACV, dtype: th.dtype, gradient_steps: tuple[int, ...] = G
         return _train_both(model, reference, recorded, gradient_steps)
 
 
-def _train_both(
-    model: SACV, reference: ReferenceSAC, recorded: list[Any], gradient_steps: tuple[int, ...]
-) -> ReferenceSAC:
+def _train_both(model: SACV, reference: ReferenceSAC, recorded: list[Any], gradient_steps: tuple[int, ...]) -> ReferenceSAC:
     th.manual_seed(5)
     logged = [train(model, n) for n in gradient_steps]
     assert model._n_updates == sum(gradient_steps)
@@ -215,11 +213,7 @@ ENVS = {
     "shared image": (
         lambda: RandomEnv(spaces.Box(0, 255, shape=(36, 36, 1), dtype="uint8")),
         "CnnPolicy",
-        dict(
-            policy_kwargs=dict(
-                net_arch=[8], features_extractor_kwargs=dict(features_dim=8), share_features_extractor=True
-            )
-        ),
+        dict(policy_kwargs=dict(net_arch=[8], features_extractor_kwargs=dict(features_dim=8), share_features_extractor=True)),
     ),
 }
 

@@ -70,9 +70,7 @@ CONTINUED: dict[str, Any] = {
     "image": (
         image_env,
         "CnnPolicy",
-        dict(
-            policy_kwargs=dict(net_arch=[8], features_extractor_kwargs=dict(features_dim=8), share_features_extractor=True)
-        ),
+        dict(policy_kwargs=dict(net_arch=[8], features_extractor_kwargs=dict(features_dim=8), share_features_extractor=True)),
     ),
     "batch norm": (
         box_env,
@@ -109,7 +107,9 @@ def check_continued(model: Any, make_env: Any, path: Any, observation: Any) -> N
         trained.action_space.seed(3)
         trained.learn(20, reset_num_timesteps=False)
         trained.train(5, trained.batch_size)
-        continued.append((everything(trained), trained.predict(observation, deterministic=True)[0], trained.predict(observation)[0]))
+        continued.append(
+            (everything(trained), trained.predict(observation, deterministic=True)[0], trained.predict(observation)[0])
+        )
         assert trained._n_updates == 20 + 20 + 5
     assert_same(continued[1], continued[0])
 
@@ -186,7 +186,9 @@ def test_schedules_survive(model_class, tmp_path):
 @pytest.mark.parametrize("model_class", MODEL_LIST)
 def test_load_as_rl_zoo_does(model_class, tmp_path):
     """RL Zoo's enjoy script replaces what may not unpickle under another Python version."""
-    options = dict(vf_learning_rate=lambda progress: progress, reward_scale=lambda progress: 2.0) if model_class is SACV else {}
+    options = (
+        dict(vf_learning_rate=lambda progress: progress, reward_scale=lambda progress: 2.0) if model_class is SACV else {}
+    )
     model = small(model_class, box_env(), learning_rate=lambda progress: 1e-3 * progress, **options)
     model.learn(20)
     model.save(tmp_path / "model")
