@@ -62,7 +62,8 @@ def evaluate(
     model: SACV, batch: update.Batch, noise: th.Tensor, reward_scale: float = 1.0
 ) -> tuple[th.Tensor, update.Metrics]:
     model.policy.set_training_mode(True)
-    return model._objective(batch, noise, model._temperature(), reward_scale)
+    objective = update.JointObjective(model.policy, model.action_prior)
+    return objective(batch, noise, model._temperature(), reward_scale)
 
 
 def gradients(model: SACV, objective: th.Tensor) -> dict[str, dict[str, th.Tensor | None]]:
@@ -135,7 +136,8 @@ def test_nothing_reaches_the_target():
     grads = th.autograd.grad(objective, list(model.value_target.parameters()), allow_unused=True)
     assert all(grad is None for grad in grads)
     optimizers = (model.actor.optimizer, model.critic.optimizer, model.value.optimizer)
-    optimized = {id(param) for optimizer in optimizers for param in update.optimizer_params(optimizer)}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    optimized = {id(param) for group in groups for param in group["params"]}
     assert optimized.isdisjoint(id(param) for param in model.value_target.parameters())
 
 

@@ -346,8 +346,8 @@ def test_options_changed_at_load(tmp_path):
     loaded.replay_buffer = model.replay_buffer
     train(loaded, 1)
     assert loaded.value.optimizer.param_groups[0]["lr"] == 0.5
-    assert loaded._objective.action_prior == "normal"
-    assert loaded._current_reward_scale() == 3.0
+    assert loaded.action_prior == "normal"
+    assert loaded.reward_scale == 3.0
 
 
 def test_sac_refuses_a_saved_sacv(tmp_path):
