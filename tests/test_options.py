@@ -7,7 +7,17 @@ import pytest
 import torch as th
 
 from sb3_softvalue import SACV
-from tests.helpers import assert_close, assert_same, box_env, filled, make_constant, parameters_of, record_samples, train
+from tests.helpers import (
+    assert_close,
+    assert_same,
+    box_env,
+    filled,
+    make_constant,
+    parameters_of,
+    record_samples,
+    small,
+    train,
+)
 
 NETWORKS = ("actor", "critic", "value")
 
@@ -20,12 +30,6 @@ def trained_like(options: dict[str, Any], gradient_steps: int = 1, progress: flo
     np.random.seed(4)
     train(model, gradient_steps)
     return model
-
-
-def change(model: SACV, name: str) -> dict[str, th.Tensor]:
-    """How far a network is from where a model with this seed starts."""
-    start = parameters_of(getattr(filled(box_env(), n_collected=1), name))
-    return {key: param - start[key] for key, param in parameters_of(getattr(model, name)).items()}
 
 
 @pytest.mark.parametrize("reward_scale", [5.0, 0.1, lambda progress: 2.0 + 4.0 * progress])
@@ -43,6 +47,12 @@ def test_reward_scale(execution, reward_scale):
     assert log["train/critic_loss"] == pytest.approx(0.5 * np.mean((scale * rewards) ** 2), rel=1e-5)
     # A schedule is shown, a number needs no log
     assert log.get("train/reward_scale") == (3.0 if callable(reward_scale) else None)
+
+
+@pytest.mark.parametrize("number", [np.float32(2.0), np.int64(2), 2])
+def test_numpy_numbers_are_numbers(number):
+    assert small(SACV, box_env(), reward_scale=number).reward_scale == 2
+    assert small(SACV, box_env(), max_grad_norm=number).max_grad_norm == 2
 
 
 def test_reward_scale_changes_the_critics_only(execution):
