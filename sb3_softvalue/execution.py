@@ -207,7 +207,8 @@ class Scalars:
         if isinstance(value, th.Tensor):
             return value
         if name not in self._tensors:
-            self._tensors[name] = th.tensor(value, dtype=th.float32, device=self.device)
+            # As exact as Python's number; without dimensions it does not promote what it is combined with
+            self._tensors[name] = th.tensor(value, dtype=th.float64, device=self.device)
         elif self._values[name] != value:
             self._tensors[name].fill_(value)
         self._values[name] = value

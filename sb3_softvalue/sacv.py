@@ -207,10 +207,10 @@ class SACV(SAC):
         self._setup_ent_coef()
 
     def _setup_lr_schedule(self) -> None:
-        super()._setup_lr_schedule()
+        self.lr_schedule = _schedule(self.learning_rate)
         # Made again from the saved arguments at each load, so that they are never pickled
         self._schedules = {
-            name: self.lr_schedule if value is None else FloatSchedule(value)
+            name: self.lr_schedule if value is None else _schedule(value)
             for name, value in (
                 ("qf_learning_rate", self.qf_learning_rate),
                 ("vf_learning_rate", self.vf_learning_rate),
@@ -452,10 +452,9 @@ class SACV(SAC):
         :param n_samples: sampled actions for each observation
         :param seed: of the samples
         :return: nats, shape (n,), or () for one observation
-        :raises ValueError: if ``n_samples`` is not positive
+        :raises ValueError: if ``n_samples`` is not a positive whole number
         """
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}.")
+        checks.check_whole_number("n_samples", n_samples, minimum=1)
         generator = th.Generator(device=self.device).manual_seed(seed)
         return self._read(observation, lambda obs: self.policy.entropy(obs, n_samples, generator).squeeze(dim=1))
 
@@ -572,9 +571,18 @@ class SACV(SAC):
         checks.check_one_of("action_prior", self.action_prior, update.ACTION_PRIORS)
         checks.check_one_of("execution", self.execution, EXECUTIONS)
         for name in ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate"):
-            checks.check_number_or_schedule(name, getattr(self, name), "not negative", lambda value: value >= 0.0)
+            if name == "learning_rate" or getattr(self, name) is not None:
+                checks.check_number_or_schedule(name, getattr(self, name), "not negative", lambda value: value >= 0.0)
         checks.check_number_or_schedule("reward_scale", self.reward_scale, "positive", lambda value: value > 0.0)
         checks.check_policy_kwargs(self.policy_class, self.policy_kwargs)
+
+
+def _schedule(value: float | Schedule) -> FloatSchedule:
+    """
+    :param value: number, also NumPy's, or function of the remaining progress
+    :return: function of the remaining progress that returns a Python float
+    """
+    return FloatSchedule(value if callable(value) else float(value))
 
 
 def _transition_bytes(observation_space: spaces.Space) -> int:

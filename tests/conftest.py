@@ -7,7 +7,7 @@ import torch as th
 
 # Every way in which a gradient step can run, with the keywords of SACV that choose it. A test that takes the
 # ``execution`` fixture is run once for each of them.
-EXECUTIONS: dict[str, dict[str, Any]] = {"eager": {}}
+EXECUTIONS: dict[str, dict[str, Any]] = {"eager": {"execution": "eager"}}
 
 
 @pytest.fixture(params=EXECUTIONS)

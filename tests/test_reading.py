@@ -248,7 +248,7 @@ def test_errors():
             read(observations, -np.ones((2, 2)))
         with pytest.raises(ValueError, match="in its own units"):
             read(observations, np.full((2, 2), np.nan))
-    with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_samples must be a whole number of at least 1, got 0"):
         model.entropy(observations, n_samples=0)
     # What env.reset() returns
     with pytest.raises(ValueError, match="pass only obs"):
