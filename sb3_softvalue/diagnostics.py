@@ -218,6 +218,28 @@ class Calibration:
         _write_arrays(path, vars(self))
         return path
 
+    @staticmethod
+    def exists(folder: str | pathlib.Path) -> bool:
+        """
+        :param folder: of the run
+        :return: whether ``save`` wrote there
+        """
+        return (pathlib.Path(folder) / CALIBRATION_FILE).is_file()
+
+    @classmethod
+    def pool(cls, parts: Sequence["Calibration"]) -> "Calibration":
+        """
+        :param parts: of several seeds, at least one
+        :return: all their states together
+        """
+        values, collected, tail_weights, returns = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("values", "collected", "tail_weights", "returns")
+        )
+        offsets = np.cumsum([0, *(len(part.returns) for part in parts)])
+        episodes = np.concatenate([part.episodes + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
+        return cls(values, collected, tail_weights, episodes, returns)
+
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> "Calibration":
         """
@@ -495,7 +517,7 @@ class SoftValueDiagnostics(BaseCallback):
         assert observations is not None
         actions, dones = self.locals["buffer_actions"], self.locals["dones"]
         for index, episode in enumerate(self._running):
-            episode.observations.append(_take(observations, index))  # type: ignore[arg-type]
+            episode.observations.append(_take(observations, index))
             episode.actions.append(actions[index])
             episode.rewards.append(rewards[index])
             if dones[index]:
@@ -744,7 +766,7 @@ def _write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,32 @@
+"""
+The two-joint arm of Reacher-v5 (MuJoCo), trained on four times the episodes that pendulum.py takes, by the same program:
+
+    python examples/reacher.py --train
+    python examples/reacher.py --test
+
+An episode has 50 steps here, a quarter of the pendulum's: four times the episodes are the same number of steps, and each is
+used for four gradient steps instead of one. Everything is written to runs/reacher.
+"""
+
+import ctypes.util
+import os
+import sys
+from collections.abc import Sequence
+
+# Without a display MuJoCo renders off-screen through EGL. It reads this variable when it is imported.
+if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
+    os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "disabled")
+
+import pendulum
+
+
+def main(argv: Sequence[str] | None = None) -> float | None:
+    """Read the options, train and test."""
+    film = os.environ.get("MUJOCO_GL") != "disabled"
+    if not film:
+        print("There will be no film: MuJoCo needs a display or the EGL library (on Debian and Ubuntu the package libegl1).")
+    return pendulum.main(argv, task="Reacher-v5", timesteps=10_000, gradient_steps=4, film=film)
+
+
+if __name__ == "__main__":
+    main()
