@@ -116,7 +116,7 @@ def _runge_kutta(state: np.ndarray, infusion: float) -> np.ndarray:
 class PID:
     """Baseline: infusion = basal + Kp·(e + ∫e/Ti + Td·de/dt), e = glucose - target, with limited integral."""
 
-    kp, ti, td = 0.4, 600.0, 40.0  # mU/min per mg/dL, min, min; found by a grid search on this patient
+    kp, ti, td = 0.8, 400.0, 60.0  # mU/min per mg/dL, min, min; found by a coarse grid search on this patient
 
     def __init__(self) -> None:
         self.integral = 0.0  # mg/dL min
@@ -132,7 +132,7 @@ class PID:
 
 
 def make_env() -> gym.Env:
-    """The patient."""
+    """The patient, with an ideal sensor."""
     return Patient()
 
 
