@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Sequence
 
 import gymnasium as gym
+import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -23,6 +24,7 @@ from sb3_softvalue.figures import numbers, report, save_gif
 
 def train(task: str, folder: pathlib.Path, timesteps: int, seed: int, gradient_steps: int) -> None:
     """Train on the task and save the model."""
+    th.set_num_threads(1)  # networks this small are no faster on several
     model = SACV(
         "MlpPolicy",
         task,

@@ -20,12 +20,17 @@ if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
 import pendulum
 
 
+def can_film() -> bool:
+    """Whether MuJoCo can render here; say what is missing if not."""
+    possible = os.environ.get("MUJOCO_GL") != "disabled"
+    if not possible:
+        print("There will be no film: MuJoCo needs a display or the EGL library (on Debian and Ubuntu the package libegl1).")
+    return possible
+
+
 def main(argv: Sequence[str] | None = None) -> float | None:
     """Read the options, train and test."""
-    film = os.environ.get("MUJOCO_GL") != "disabled"
-    if not film:
-        print("There will be no film: MuJoCo needs a display or the EGL library (on Debian and Ubuntu the package libegl1).")
-    return pendulum.main(argv, task="Reacher-v5", timesteps=10_000, gradient_steps=4, film=film)
+    return pendulum.main(argv, task="Reacher-v5", timesteps=10_000, gradient_steps=4, film=can_film())
 
 
 if __name__ == "__main__":

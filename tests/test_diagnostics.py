@@ -170,7 +170,7 @@ def test_learned_value_against_the_closed_form() -> None:
         seed=0,
         device="cpu",
     )
-    model.learn(4000)
+    model.learn(2400)
     result = evaluate_values(model, make_vec_env(Bandit, n_envs=4), n_episodes=400, n_samples=64)
     # α·log ∫ exp((2x - a²)/α) da over [-1, 1] (Eq. 3 at the optimum); the integral as a fine sum
     actions = np.linspace(-1.0, 1.0, 10_001)
@@ -247,7 +247,7 @@ def test_recording_of_several_envs(tmp_path: Any) -> None:
 @pytest.mark.parametrize("truncate", [False, True])
 def test_recorded_soft_returns_are_those_of_the_networks(tmp_path: Any, truncate: bool) -> None:
     chain = Chain(length=5, truncate=truncate)
-    model = SACV("MlpPolicy", chain, learning_starts=0, train_freq=1000, ent_coef=0.4, gamma=0.9, seed=0, **SMALL)
+    model = SACV("MlpPolicy", chain, learning_starts=0, gradient_steps=0, ent_coef=0.4, gamma=0.9, seed=0, **SMALL)
     model.learn(10, callback=SoftValueDiagnostics(tmp_path, n_samples=5000))
     recording = Recording.load(tmp_path)
     states = recording.states
@@ -267,7 +267,7 @@ def test_recorded_soft_returns_are_those_of_the_networks(tmp_path: Any, truncate
 
 def test_vec_normalize(tmp_path: Any) -> None:
     env = VecNormalize(DummyVecEnv([lambda: Chain(length=5, truncate=True)]), gamma=0.9)
-    model = SACV("MlpPolicy", env, learning_starts=0, train_freq=1000, ent_coef=0.0, gamma=0.9, seed=0, **SMALL)
+    model = SACV("MlpPolicy", env, learning_starts=0, gradient_steps=0, ent_coef=0.0, gamma=0.9, seed=0, **SMALL)
     model.learn(40, callback=SoftValueDiagnostics(tmp_path))
     recording = Recording.load(tmp_path)
     assert np.all(recording.episodes["return"] == 15.0)
