@@ -155,8 +155,9 @@ def describe(name: str, glucose: np.ndarray) -> str:
     """One line on a controller; 70 to 180 mg/dL is the range that guidelines aim at."""
     seen = glucose[np.isfinite(glucose)]
     in_range, below = np.mean((seen >= 70) & (seen <= 180)), np.mean(seen < 70)
+    ended = int(np.isnan(glucose[:, -1]).sum())
     mean_risk = np.mean([risk(value) for value in seen])
-    return f"{name}: {in_range:.1%} of the time in 70-180 mg/dL, {below:.1%} below 70, mean risk {mean_risk:.2f}"
+    return f"{name}: {in_range:.1%} of the time in 70-180 mg/dL, {below:.1%} below 70, mean risk {mean_risk:.2f}, {ended} days ended below 40"
 
 
 def draw(traces: dict[str, dict[str, np.ndarray]], picture: pathlib.Path) -> None:
@@ -165,9 +166,10 @@ def draw(traces: dict[str, dict[str, np.ndarray]], picture: pathlib.Path) -> Non
     hours = np.arange(1, DAY // STEP + 1) * STEP / 60
     for (name, trace), color in zip(traces.items(), (BLUE, ORANGE), strict=True):
         for axes, quantity in zip(grid[:, 0], ("glucose", "infusion"), strict=True):
-            low, median, high = np.nanquantile(trace[quantity], [0.1, 0.5, 0.9], axis=0)
-            axes.fill_between(hours, low, high, color=color, alpha=0.2, linewidth=0)
-            axes.plot(hours, median, color=color, linewidth=2, label=f"{name}: median, 10 to 90 % of the days")
+            reached = np.isfinite(trace[quantity]).any(axis=0)
+            low, median, high = np.nanquantile(trace[quantity][:, reached], [0.1, 0.5, 0.9], axis=0)
+            axes.fill_between(hours[reached], low, high, color=color, alpha=0.2, linewidth=0)
+            axes.plot(hours[reached], median, color=color, linewidth=2, label=f"{name}: median, 10 to 90 % of the days")
     for bound in (70, 180):
         grid[0, 0].axhline(bound, color=GREY, linestyle="--", linewidth=1)
     grid[0, 0].set(ylabel="plasma glucose (mg/dL)", xlim=(0, 24))
