@@ -157,7 +157,10 @@ def describe(name: str, glucose: np.ndarray) -> str:
     in_range, below = np.mean((seen >= 70) & (seen <= 180)), np.mean(seen < 70)
     ended = int(np.isnan(glucose[:, -1]).sum())
     mean_risk = np.mean([risk(value) for value in seen])
-    return f"{name}: {in_range:.1%} of the time in 70-180 mg/dL, {below:.1%} below 70, mean risk {mean_risk:.2f}, {ended} days ended below 40"
+    return (
+        f"{name}: {in_range:.1%} of the time in 70-180 mg/dL, {below:.1%} below 70, mean risk {mean_risk:.2f}, "
+        f"{ended} days ended below 40"
+    )
 
 
 def draw(traces: dict[str, dict[str, np.ndarray]], picture: pathlib.Path) -> None:

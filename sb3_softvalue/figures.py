@@ -114,7 +114,7 @@ def learning_curve(recordings: Recordings) -> "Figure":
     :return: the return of each episode over the time steps
     """
     recordings = _as_list(recordings)
-    figure, axes = _over_time(recordings, "Learning curve", "return", BLUE, "mean of the last ones")
+    figure, axes = _over_time(recordings, "Learning curve", "return", BLUE, "rolling mean")
     axes.set_ylabel("return of an episode\n(sum of the task's rewards)")
     return figure
 
@@ -125,7 +125,7 @@ def entropy(recordings: Recordings) -> "Figure":
     :return: the policy's entropy over the time steps, beside that of the uniform policy
     """
     recordings = _as_list(recordings)
-    figure, axes = _over_time(recordings, "Entropy of the policy", "entropy", GREEN, "mean of the last ones")
+    figure, axes = _over_time(recordings, "Entropy of the policy", "entropy", GREEN, "rolling mean")
     n_actions = len(recordings[0].info["action_low"])
     uniform = n_actions * np.log(2.0)
     axes.axhline(uniform, color=GREY, linestyle="--", linewidth=1.2, label=f"uniform policy, {uniform:.2f} nats")
@@ -142,11 +142,12 @@ def temperature(recordings: Recordings) -> "Figure":
     recordings = _as_list(recordings)
     figure, axes = _over_time(recordings, "Temperature α", "ent_coef", VERMILION, "α at the end of each episode", smooth=False)
     if all(np.all(recording.episodes["ent_coef"] > 0.0) for recording in recordings):
+        from matplotlib.ticker import LogLocator
+
         axes.set_yscale("log")
-        for which in ("major", "minor"):
-            axes.tick_params(axis="y", which=which, labelsize=9)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}" if _decades(axes) < 1.5 else "")
+        axes.yaxis.set_minor_formatter("")
     axes.set_ylabel("α (reward per nat)")
     return figure
 
@@ -207,7 +208,7 @@ def calibration(recordings: Recordings, frozen: Calibration | None = None) -> "F
     scatter.set_title("policy frozen" if frozen is not None else "last tenth of the training", fontsize=10)
     scatter.legend(frameon=False, fontsize=9)
 
-    draw_curves(bias, _curves(recordings, "value_bias"), VERMILION, "mean of the last ones")
+    draw_curves(bias, _curves(recordings, "value_bias"), VERMILION, "rolling mean")
     bias.axhline(0.0, color="black", linestyle="--", linewidth=1.2)
     bias.set_title("during training", fontsize=10)
     bias.legend(frameon=False, fontsize=9)
@@ -417,7 +418,7 @@ def save_gif(model: SACV, env: GymEnv, path: str | pathlib.Path, n_steps: int = 
     duration = 1000 * every / vec_env.get_attr("metadata")[0].get("render_fps", 30)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    first, *rest = (Image.fromarray(frame).quantize(64) for frame in frames)
+    first, *rest = (Image.fromarray(frame).quantize(128) for frame in frames)
     first.save(path, save_all=True, append_images=rest, duration=max(20, round(duration)), loop=0, optimize=True)
 
 
@@ -480,12 +481,6 @@ def _shorten_ticks(axes: "Axes") -> None:
 
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _decades(axes: "Axes") -> float:
-    """:return: how many powers of ten the vertical axis spans"""
-    low, high = axes.get_ylim()
-    return float(np.log10(high / low))
 
 
 def _tenths(n_episodes: int) -> list[slice]:
