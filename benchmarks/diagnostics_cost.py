@@ -47,9 +47,8 @@ def main() -> None:
             for index in (0, 1) if pair % 2 == 0 else (1, 0):
                 seconds[pair, index] = timed_learn(models[index], options.steps, callbacks[index])
             wall, cpu = seconds[pair, 1] / seconds[pair, 0]
-            print(
-                f"pair {pair}: wall {wall:.3f}, processor {cpu:.3f} ({options.steps / seconds[pair, 0, 0]:.0f} steps/s without)"
-            )
+            speed = options.steps / seconds[pair, 0, 0]
+            print(f"pair {pair}: wall {wall:.3f}, processor {cpu:.3f} ({speed:.0f} steps/s without)", flush=True)
     wall, cpu = np.median(seconds[:, 1] / seconds[:, 0], axis=0)
     print(f"{options.task}, with / without, median of {options.pairs} pairs: wall {wall:.3f}, processor {cpu:.3f}")
 
