@@ -11,6 +11,7 @@ and report/, whose index.html shows the learning curve and all other figures.
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 import torch as th
@@ -20,6 +21,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_softvalue import SACV
 from sb3_softvalue.diagnostics import Recording, SoftValueDiagnostics, evaluate_values
 from sb3_softvalue.figures import numbers, report, save_gif
+
+# How the task is made for filming; empty for no film
+FILM = {"render_mode": "rgb_array"}
 
 
 def train(task: str, folder: pathlib.Path, timesteps: int, seed: int, gradient_steps: int) -> None:
@@ -38,7 +42,7 @@ def train(task: str, folder: pathlib.Path, timesteps: int, seed: int, gradient_s
     model.save(folder / "model")
 
 
-def test(task: str, folder: pathlib.Path, episodes: int, seed: int, film: bool) -> float:
+def test(task: str, folder: pathlib.Path, episodes: int, seed: int, film: dict[str, Any]) -> float:
     """Test the saved model, compare V(s) with what is really collected, and draw."""
     model = SACV.load(folder / "model")
     mean, std = evaluate_policy(model, make_vec_env(task, seed=seed + 1000), n_eval_episodes=episodes)
@@ -54,7 +58,7 @@ def test(task: str, folder: pathlib.Path, episodes: int, seed: int, film: bool) 
         print(f"{name}: {value}")
     print(f"Look at {page}")
     if film:
-        save_gif(model, gym.make(task, render_mode="rgb_array"), folder / "trained.gif", seed=seed)
+        save_gif(model, gym.make(task, **film), folder / "trained.gif", seed=seed)
         print(f"Look at {folder / 'trained.gif'}")
     return mean
 
@@ -64,7 +68,7 @@ def main(
     task: str = "Pendulum-v1",
     timesteps: int = 10_000,
     gradient_steps: int = 1,
-    film: bool = True,
+    film: dict[str, Any] = FILM,
 ) -> float | None:
     """Read the options, train and test."""
     name = task.split("-")[0].lower()

@@ -19,6 +19,9 @@ if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
 
 import pendulum
 
+# Look straight down at the arm, from 0.8 m
+CAMERA = {"default_camera_config": {"distance": 0.8, "elevation": -75.0, "azimuth": 90.0}}
+
 
 def can_film() -> bool:
     """Whether MuJoCo can render here; say what is missing if not."""
@@ -30,7 +33,9 @@ def can_film() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> float | None:
     """Read the options, train and test."""
-    return pendulum.main(argv, task="Reacher-v5", timesteps=10_000, gradient_steps=4, film=can_film())
+    return pendulum.main(
+        argv, task="Reacher-v5", timesteps=10_000, gradient_steps=4, film=pendulum.FILM | CAMERA if can_film() else {}
+    )
 
 
 if __name__ == "__main__":
