@@ -175,8 +175,8 @@ def draw(traces: dict[str, dict[str, np.ndarray]], picture: pathlib.Path) -> Non
             axes.plot(hours[reached], median, color=color, linewidth=2, label=f"{name}: median, 10 to 90 % of the days")
     for bound in (70, 180):
         grid[0, 0].axhline(bound, color=GREY, linestyle="--", linewidth=1)
-    grid[0, 0].set(ylabel="plasma glucose (mg/dL)", xlim=(0, 24))
-    grid[1, 0].set(xlabel="time of day (h)", ylabel="insulin infusion (mU/min)", xlim=(0, 24))
+    grid[0, 0].set(ylabel="plasma glucose (mg/dL)", xlim=(0, 24), xticks=range(0, 25, 4))
+    grid[1, 0].set(xlabel="time of day (h)", ylabel="insulin infusion (mU/min)", xlim=(0, 24), xticks=range(0, 25, 4))
     grid[0, 0].legend(frameon=False, fontsize=9)
     figure.savefig(picture)
 

@@ -13,6 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
+from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_softvalue import equations
@@ -262,12 +263,14 @@ def evaluate_values(model: SACV, env: GymEnv, n_episodes: int = 20, seed: int = 
     :param seed: of the environments and of the sampled actions; the random state of the caller is left as it was
     :param n_samples: sampled actions for each entropy
     :return: the calibration, with slope and bias
-    :raises ValueError: if ``n_episodes`` is not positive, or the model was trained with ``VecNormalize`` and env has none
+    :raises ValueError: if ``n_episodes`` is not positive, the spaces of env are not the model's, or the model was trained
+        with ``VecNormalize`` and env has none
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
     check_has_value(model)
     vec_env = model._wrap_env(env, monitor_wrapper=False)
+    check_for_correct_spaces(vec_env, model.observation_space, model.action_space)
     vec_normalize = unwrap_vec_normalize(vec_env)
     if vec_normalize is None and model.get_vec_normalize_env() is not None:
         raise ValueError(

@@ -54,6 +54,18 @@ class Chain(gym.Env):
         return self.observe(self.step_count), float(self.step_count), done and not self.truncate, done and self.truncate, {}
 
 
+class DictChain(Chain):
+    """The same with a dict of observations."""
+
+    def __init__(self, length: int = 5, truncate: bool = False):
+        super().__init__(length, truncate)
+        self.observation_space = spaces.Dict(step=spaces.Box(0.0, 10.0, (1,)), one=spaces.Box(0.0, 1.0, (1,)))
+
+    @staticmethod
+    def observe(step: int) -> Any:
+        return {"step": np.array([step], dtype=np.float32), "one": np.ones(1, dtype=np.float32)}
+
+
 class Bandit(gym.Env):
     """One step, reward 2x - a² where x is seen and a the action: its optimal soft value is known in closed form."""
 
@@ -381,6 +393,7 @@ def test_logger_gets_the_numbers(tmp_path: Any) -> None:
     model = SACV("MlpPolicy", Chain(), learning_starts=5, batch_size=4, seed=0, **SMALL)
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(40, callback=SoftValueDiagnostics(), log_interval=2)
+    model.logger.close()
     header = (tmp_path / "progress.csv").read_text().splitlines()[0]
     for name in ("entropy", "value", "soft_return", "value_bias", "value_slope", "value_gap", "target_lag"):
         assert f"diagnostics/{name}" in header
@@ -392,21 +405,25 @@ def test_tensorboard_gets_the_histogram(tmp_path: Any) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     model = SACV("MlpPolicy", Chain(), learning_starts=1000, seed=0, tensorboard_log=str(tmp_path), **SMALL)
     model.learn(20, callback=SoftValueDiagnostics(), log_interval=2)
+    model.logger.close()
     events = event_accumulator.EventAccumulator(str(tmp_path / "SACV_1"))
     events.Reload()
     assert events.Tags()["histograms"] == ["diagnostics/actions"]
 
 
-@pytest.mark.parametrize("kind", ["image", "her", "sde"])
+@pytest.mark.parametrize("kind", ["image", "her", "dict", "sde"])
 def test_other_observations_and_policies(kind: str, tmp_path: Any) -> None:
     common = {"learning_starts": 4, "batch_size": 4, "buffer_size": 100, "seed": 0, "device": "cpu"}
     if kind == "image":
-        env: gym.Env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=False)
+        env: Any = FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=False)
         env = gym.wrappers.TimeLimit(env, 6)
         model = SACV("CnnPolicy", env, policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}}, **common)
     elif kind == "her":
         env = BitFlippingEnv(n_bits=3, continuous=True)
         model = SACV("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, **common)
+    elif kind == "dict":
+        env = VecNormalize(DummyVecEnv([lambda: DictChain(truncate=True)]))
+        model = SACV("MultiInputPolicy", env, **common)
     else:
         env = Chain(truncate=True)
         model = SACV("MlpPolicy", env, use_sde=True, **common)
@@ -457,5 +474,7 @@ def test_errors(tmp_path: Any) -> None:
         evaluate_values(model, Chain(), n_episodes=0)
     with pytest.raises(ValueError, match="trained with VecNormalize but env has none"):
         evaluate_values(model, Chain(), n_episodes=1)
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        evaluate_values(model, VecNormalize(DummyVecEnv([Bandit])), n_episodes=1)
     with pytest.raises(FileNotFoundError, match="train with the callback SoftValueDiagnostics"):
         Recording.load(tmp_path / "nothing")
