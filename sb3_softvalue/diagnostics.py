@@ -640,9 +640,12 @@ class SoftValueDiagnostics(BaseCallback):
 
     def _restore(self, recording: Recording) -> None:
         """
-        :param recording: of the run that goes on
+        :param recording: of the run that goes on; one of another task, or with other bins, is not continued but replaced
         """
         episodes, states = recording.episodes, recording.states
+        bins = (len(self._info["action_low"]), self.n_bins)
+        if recording.info["task"] != self._info["task"] or episodes.get("action_counts", np.empty(0)).shape[1:] != bins:
+            return
         self._rows = [{name: array[index] for name, array in episodes.items()} for index in range(recording.n_episodes)]
         for index in np.unique(states["episode"]) if states else ():
             chosen = states["episode"] == index

@@ -376,6 +376,9 @@ def test_learning_on_continues_the_recording(tmp_path: Any) -> None:
     assert recording.episodes["timesteps"].tolist() == [4, 8, 14, 18]
     assert np.unique(recording.states["episode"]).tolist() == [0, 1, 2, 3]
 
+    # Other bins cannot be continued, and a run that starts at zero is a new one
+    model.learn(4, callback=SoftValueDiagnostics(tmp_path, n_bins=3), reset_num_timesteps=False)
+    assert Recording.load(tmp_path).episodes["timesteps"].tolist() == [24]
     model.learn(4, callback=callback)
     assert Recording.load(tmp_path).episodes["timesteps"].tolist() == [4]
 
