@@ -408,13 +408,14 @@ def save_gif(model: SACV, env: GymEnv, path: str | pathlib.Path, n_steps: int = 
         raise ValueError('Filming needs an environment made with render_mode="rgb_array".')
     vec_env.seed(seed)
     observations: Any = vec_env.reset()
-    pictures, values = [], []
-    for _ in range(n_steps):
-        pictures.append(vec_env.render())
+    pictures, values = {}, []
+    for step in range(n_steps):
+        if step % every == 0:
+            pictures[step] = vec_env.render()
         values.append(float(model.predict_values(observations)[0]))
         actions, _ = model.predict(observations, deterministic=True)
         observations, _, _, _ = vec_env.step(actions)
-    frames = [_frame(picture, values, step) for step, picture in enumerate(pictures) if step % every == 0]
+    frames = [_frame(picture, values, step) for step, picture in pictures.items()]
     duration = 1000 * every / vec_env.get_attr("metadata")[0].get("render_fps", 30)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
