@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     parser.add_argument("--timesteps", type=int, default=5000)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/her_fetch_like"))
     options = parser.parse_args(argv)
+    options.folder.mkdir(parents=True, exist_ok=True)
 
     model = SACV(
         "MultiInputPolicy",

@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     parser.add_argument("--timesteps", type=int, default=10_000)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/swap_sac"))
     options = parser.parse_args(argv)
+    options.folder.mkdir(parents=True, exist_ok=True)
 
     algorithm = {"sac": SAC, "sacv": SACV}[options.algo]  # the only line that knows which
     model = algorithm("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, policy_kwargs={"net_arch": [64, 64]}, seed=0)
