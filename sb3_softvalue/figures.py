@@ -211,7 +211,8 @@ def calibration(recordings: Recordings, frozen: Calibration | None = None) -> "F
     draw_curves(bias, _curves(recordings, "value_bias"), VERMILION, "rolling mean")
     bias.axhline(0.0, color="black", linestyle="--", linewidth=1.2)
     bias.set_title("during training", fontsize=10)
-    bias.legend(frameon=False, fontsize=9)
+    if len(bias.lines) > 1:  # not when all was warm-up
+        bias.legend(frameon=False, fontsize=9)
     bias.set(xlabel="time steps", ylabel="V(s) − soft return collected\n(above 0: over-estimation)")
     _shorten_ticks(bias)
     return figure

@@ -38,7 +38,7 @@ def test_every_example_has_a_test() -> None:
 
 @uses("pendulum")
 def test_pendulum(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--timesteps", "420", "--episodes", "2", "--folder", str(tmp_path)]
+    options = ["--timesteps", "220", "--episodes", "2", "--folder", str(tmp_path)]
     assert example.main([*options, "--train"]) is None
     assert example.main([*options, "--test"]) < 0.0
     printed = capsys.readouterr().out
