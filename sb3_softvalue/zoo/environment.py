@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes.util
+import importlib
 import os
 import shutil
 import subprocess
@@ -103,8 +104,8 @@ def _provide_ffmpeg() -> None:
 
 def _provide_generate_metadata() -> None:
     """rl_zoo3 2.9.2 imports a function that sb3-team-hf-integration 3.2 has only under another name."""
-    import huggingface_sb3.push_to_hub as hub
-
+    # The package has a function of the module's name
+    hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")
     if hasattr(hub, "generate_metadata"):
         return
     if not hasattr(hub, "_generate_metadata"):
@@ -112,8 +113,7 @@ def _provide_generate_metadata() -> None:
             "push_to_hub of RL Zoo does not work with the installed sb3-team-hf-integration: "
             "upload the folder of the run with `hf upload YOUR_NAME/REPOSITORY FOLDER`."
         )
-    module: Any = hub
-    module.generate_metadata = lambda *args: hub._generate_metadata(*args).to_dict()
+    hub.generate_metadata = lambda *args: hub._generate_metadata(*args).to_dict()
 
 
 def _save_figures_without_display(front_end: str) -> None:
