@@ -41,7 +41,9 @@ FRONT_ENDS = {
 # Whose errors end in one sentence, {} being the first line of the error's own message. These packages either check what
 # the user gave or speak for a machine that lacks something; an error of any other code keeps its traceback.
 _SENTENCES = {
-    **dict.fromkeys(("sb3_softvalue", "rl_zoo3", "stable_baselines3", "sb3_contrib", "gymnasium", "optuna"), "{}"),
+    **dict.fromkeys(
+        ("sb3_softvalue", "rl_zoo3", "stable_baselines3", "sb3_contrib", "gymnasium", "optuna", "huggingface_sb3"), "{}"
+    ),
     "yaml": "the hyperparameter file is not valid YAML ({}).",
     "sqlalchemy": "the study's storage cannot be used ({}): check the address in --storage and that its server runs.",
     "huggingface_hub": "the Hugging Face hub refused ({}): check the name, or log in with `hf auth login`.",

@@ -49,14 +49,17 @@ def postgresql() -> Iterator[str]:
             subprocess.run([SCRIPT, "stop", folder], check=True)
 
 
-def open_storage(storage: str) -> "optuna.storages.BaseStorage":
-    if storage.endswith(".log"):
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
-    return optuna.storages.RDBStorage(storage)
-
-
 def trials(storage: str) -> list["optuna.trial.FrozenTrial"]:
-    return optuna.load_study(study_name="test", storage=open_storage(storage)).trials
+    """What the study holds now."""
+    if storage.endswith(".log"):
+        journal = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+        return optuna.load_study(study_name="test", storage=journal).trials
+    database = optuna.storages.RDBStorage(storage)
+    try:
+        return optuna.load_study(study_name="test", storage=database).trials
+    finally:
+        database.remove_session()
+        database.engine.dispose()
 
 
 def start_worker(storage: str, log: Path) -> "subprocess.Popen[bytes]":

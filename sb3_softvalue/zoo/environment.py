@@ -37,6 +37,7 @@ def prepare(front_end: str, arguments: list[str]) -> None:
         extend(subprocess, "call", _call_this_launcher)
     if front_end == "record_training":
         _provide_ffmpeg()
+        _provide_font()
     if front_end == "push_to_hub":
         _provide_generate_metadata()
     if front_end in ("plot_train", "all_plots", "plot_from_file"):
@@ -100,6 +101,20 @@ def _provide_ffmpeg() -> None:
     atexit.register(folder.cleanup)
     Path(folder.name, "ffmpeg").symlink_to(binary)
     os.environ["PATH"] = os.pathsep.join([folder.name, os.environ.get("PATH", "")])
+
+
+def _provide_font() -> None:
+    """ffmpeg writes the name of the checkpoint into the film: give it Matplotlib's font where the system has none."""
+    if "FONTCONFIG_FILE" in os.environ or any(Path("/usr/share/fonts").rglob("*.[ot]tf")):
+        return
+    from matplotlib import get_data_path
+
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    config = Path(folder.name, "fonts.conf")
+    fonts = f"<dir>{get_data_path()}/fonts/ttf</dir><cachedir>{folder.name}</cachedir>"
+    config.write_text(f'<?xml version="1.0"?><fontconfig>{fonts}</fontconfig>')
+    os.environ["FONTCONFIG_FILE"] = str(config)
 
 
 def _provide_generate_metadata() -> None:
