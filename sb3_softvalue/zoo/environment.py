@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rl_zoo3.utils import ALGOS
-from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_softvalue.sacv import SACV
 from sb3_softvalue.zoo.registration import extend
@@ -48,7 +47,7 @@ class PlayedSACV(SACV):
     """SACV loaded to be played: with a replay buffer of one, which the zoo gives only to the algorithms on its own list."""
 
     @classmethod
-    def load(cls, *args: Any, **kwargs: Any) -> BaseAlgorithm:  # type: ignore[override]
+    def load(cls, *args: Any, **kwargs: Any) -> Any:
         return SACV.load(*args, **{"buffer_size": 1, "optimize_memory_usage": False, **kwargs})
 
 
