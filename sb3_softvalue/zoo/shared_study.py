@@ -60,6 +60,7 @@ class SharedStudy(Study):
             super().optimize(func, *args, **kwargs)
             return
         n_jobs = kwargs.get("n_jobs", 1)
+        waiting = False
         while True:
             with _quiet():
                 optuna.storages.fail_stale_trials(self)
@@ -71,7 +72,10 @@ class SharedStudy(Study):
             if free > 0:
                 super().optimize(func, **{**kwargs, "n_trials": min(free, n_jobs if n_jobs > 0 else os.cpu_count() or 1)})
             else:
-                # The last trials run elsewhere: wait for them, a worker may die
+                # The last trials run elsewhere, and a worker may die
+                if not waiting:
+                    print("Waiting for the trials that other workers still run (Ctrl-C to leave them alone)")
+                waiting = True
                 time.sleep(1)
 
 
