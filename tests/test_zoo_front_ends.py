@@ -1,5 +1,6 @@
 """RL Zoo's front-ends with sacv, each in a process of its own, and the files that each promises."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import yaml
 
 pytest.importorskip("rl_zoo3", reason='RL Zoo is not installed: pip install "sb3_softvalue[zoo]"')
 
-pytestmark = pytest.mark.slow
+# imageio leaves the pipes of its ffmpeg open
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 SCRIPT = Path(sys.executable).with_name("sb3-softvalue")
 HYPERPARAMS = Path(__file__).parents[1] / "sb3_softvalue" / "zoo" / "sacv.yml"
@@ -47,7 +49,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def frames(video: Path) -> np.ndarray:
     """All frames of a video, shape (n, height, width, 3)."""
     imageio = pytest.importorskip("imageio.v3")
-    return np.stack(list(imageio.imiter(video)))
+    pictures = np.stack(list(imageio.imiter(video)))
+    gc.collect()
+    return pictures
 
 
 def test_enjoy(folder: Path) -> None:
