@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,6 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_softvalue.policies import SACVPolicy
-from sb3_softvalue.update import ACTION_PRIORS
 
 
 def initial_ent_coef(ent_coef: str | float) -> float:
@@ -34,21 +34,28 @@ def initial_ent_coef(ent_coef: str | float) -> float:
 
 def check_number_or_schedule(name: str, value: Any, expected: str, is_valid: Callable[[float], bool]) -> None:
     """
-    :raises ValueError: if it is neither None, nor a schedule, nor a valid number
+    :raises ValueError: if it is neither a schedule nor a valid number
     """
-    if value is None or callable(value):
+    if callable(value):
         return
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or not is_valid(value):
+    if not _is_number(value) or not is_valid(value):
         raise ValueError(
             f"{name} must be a number that is {expected}, or a schedule of the remaining progress, got {value!r}."
         )
+
+
+def _is_number(value: Any) -> bool:
+    """:return: whether it is a finite number, Python's or NumPy's"""
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def check_policy(policy: str | type[BasePolicy]) -> None:
     """
     :raises ValueError: if it is a class without value network
     """
-    if not isinstance(policy, str) and not issubclass(policy, SACVPolicy):
+    if not isinstance(policy, (str, type)):
+        raise ValueError(f"policy must be the name or the class of a policy, got {policy!r}.")
+    if isinstance(policy, type) and not issubclass(policy, SACVPolicy):
         raise ValueError(
             f"{policy.__module__}.{policy.__qualname__} has no value network: use MlpPolicy, CnnPolicy or MultiInputPolicy "
             "of sb3_softvalue or a subclass of its SACVPolicy (a model saved by SB3's SAC is loaded with SAC.load)."
@@ -96,7 +103,7 @@ def check_fraction(name: str, value: Any) -> None:
     """
     :raises ValueError: if it does not lie between 0 and 1
     """
-    if not 0.0 <= value <= 1.0:
+    if not _is_number(value) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must lie between 0 and 1, got {value!r}.")
 
 
@@ -104,13 +111,13 @@ def check_max_grad_norm(max_grad_norm: float | None) -> None:
     """
     :raises ValueError: if it is neither None nor positive
     """
-    if max_grad_norm is not None and not max_grad_norm > 0.0:
-        raise ValueError(f"max_grad_norm must be positive, got {max_grad_norm!r}: use None for no clipping.")
+    if max_grad_norm is not None and not (_is_number(max_grad_norm) and max_grad_norm > 0.0):
+        raise ValueError(f"max_grad_norm must be a positive number, got {max_grad_norm!r}: use None for no clipping.")
 
 
-def check_action_prior(action_prior: str) -> None:
+def check_one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """
-    :raises ValueError: if it is unknown
+    :raises ValueError: if it is none of the choices
     """
-    if action_prior not in ACTION_PRIORS:
-        raise ValueError(f"action_prior must be one of {', '.join(map(repr, ACTION_PRIORS))}, got {action_prior!r}.")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")

@@ -4,12 +4,19 @@ from typing import Any, NoReturn, cast
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp, get_actor_critic_arch
+from stable_baselines3.common.policies import BaseModel, ContinuousCritic
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
+    get_actor_critic_arch,
+)
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac.policies import Actor, SACPolicy
 from stable_baselines3.sac.policies import CnnPolicy as SACCnnPolicy
 from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
-from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_softvalue import equations
@@ -80,6 +87,27 @@ class ValueNetwork(BaseModel):
         return self.vf(features)
 
 
+# Modules of which one knows that they compute the same in training and in evaluation mode, hold no state but parameters and
+# draw no random numbers. A subclass may do anything and is not among them.
+_KNOWN_MODULES: frozenset[type[nn.Module]] = frozenset(
+    {
+        *(Actor, ContinuousCritic, ValueNetwork, FlattenExtractor, NatureCNN, CombinedExtractor),
+        *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding),
+        *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Flatten, nn.Unflatten, nn.Identity),
+        *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.GELU, nn.SELU, nn.SiLU, nn.LeakyReLU, nn.Mish, nn.Softplus, nn.Hardtanh),
+        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    }
+)
+
+
+def has_only_known_modules(network: nn.Module) -> bool:
+    """
+    :param network: any network
+    :return: whether it is built of nothing but plain layers, which compute the same in training and in evaluation mode
+    """
+    return all(type(module) in _KNOWN_MODULES for module in network.modules())
+
+
 class SACVPolicy(SACPolicy):
     """
     Policy class (with actor, critics, value and target value) for SACV.
@@ -112,11 +140,16 @@ class SACVPolicy(SACPolicy):
 
     value: ValueNetwork
     value_target: ValueNetwork
+    # Unknown until the networks are complete
+    _depends_on_mode: bool | None = None
 
     def _build(self, lr_schedule: Schedule) -> None:
         n_critics = cast(int, self.critic_kwargs["n_critics"])
         if n_critics < 1:
             raise ValueError(f"n_critics must be at least 1, got {n_critics}.")
+        unknown = set(self.net_arch) - {"pi", "qf", "vf"} if isinstance(self.net_arch, dict) else set()
+        if unknown:
+            raise ValueError(f"net_arch has no network {sorted(unknown)}: use 'pi', 'qf' and 'vf' (as 'qf' when left out).")
         _, critic_arch = get_actor_critic_arch(self.net_arch)
         self.value_kwargs = self.net_args | {
             "net_arch": self.net_arch.get("vf", critic_arch) if isinstance(self.net_arch, dict) else critic_arch,
@@ -173,12 +206,21 @@ class SACVPolicy(SACPolicy):
         """
         Put the policy in either training or evaluation mode; the target value stays in evaluation mode.
 
-        This affects certain modules, such as batch normalisation and dropout.
+        This affects certain modules, such as batch normalisation and dropout. ``predict()`` asks for evaluation mode at
+        every environment step: all modules are walked only where one of them depends on the mode and it changes.
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """
-        super().set_training_mode(mode)
-        self.value.set_training_mode(mode)
+        networks = (self.actor, self.critic, self.value)
+        if self._depends_on_mode is None:
+            self._depends_on_mode = not all(has_only_known_modules(network) for network in networks)
+        for network in networks:
+            if network.training != mode:
+                if self._depends_on_mode:
+                    network.set_training_mode(mode)
+                else:
+                    network.training = mode
+        self.training = mode
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """

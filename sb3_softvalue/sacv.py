@@ -13,13 +13,15 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from stable_baselines3.sac.sac import SAC
 
 from sb3_softvalue import checks, update
+from sb3_softvalue.execution import EXECUTIONS, Executor
+from sb3_softvalue.optimizers import OptimizerStep
 from sb3_softvalue.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SACVPolicy, ValueNetwork, no_critic_target
 
 SelfSACV = TypeVar("SelfSACV", bound="SACV")
@@ -94,6 +96,8 @@ class SACV(SAC):
         None does not clip
     :param action_prior: "uniform", or "normal" to maximise the negative divergence from N(0, I) over the squashed action
         instead of the entropy, as the authors' code can
+    :param execution: how the update runs: "eager", "compiled", "cuda_graph", or "auto", which takes the fastest that is
+        possible and pays for itself in the updates to come. The results agree up to rounding.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -142,6 +146,7 @@ class SACV(SAC):
         ent_coef_learning_rate: float | Schedule | None = None,
         max_grad_norm: float | None = None,
         action_prior: str = "uniform",
+        execution: str = "auto",
     ):
         checks.check_policy(policy)
         super().__init__(
@@ -180,6 +185,9 @@ class SACV(SAC):
         self.ent_coef_learning_rate = ent_coef_learning_rate
         self.max_grad_norm = max_grad_norm
         self.action_prior = action_prior
+        self.execution = execution
+        # What "auto" came to: saved, so that a continued run is executed by the same code
+        self._resolved_execution: str | None = None
 
         if _init_setup_model:
             self._setup_model()
@@ -189,17 +197,20 @@ class SACV(SAC):
         # Not SAC's: it builds on a twin Q target, which does not exist here
         super(SAC, self)._setup_model()
         self._create_aliases()
-        self._objective = update.JointObjective(self.policy, self.action_prior)
+        self._update_target = update.TargetUpdate(self.value, self.value_target)
+        self._optimizer_step: OptimizerStep | None = None
+        objective = update.JointObjective(self.policy, self.action_prior)
+        self._executor = Executor(self.execution, objective, self.device, self._resolved_execution, self._announce)
         # 'auto' is minus the number of action dimensions, other strings are an error
         auto = self.target_entropy == "auto"
         self.target_entropy = -float(get_action_dim(self.action_space)) if auto else float(self.target_entropy)
         self._setup_ent_coef()
 
     def _setup_lr_schedule(self) -> None:
-        super()._setup_lr_schedule()
+        self.lr_schedule = _schedule(self.learning_rate)
         # Made again from the saved arguments at each load, so that they are never pickled
         self._schedules = {
-            name: self.lr_schedule if value is None else FloatSchedule(value)
+            name: self.lr_schedule if value is None else _schedule(value)
             for name, value in (
                 ("qf_learning_rate", self.qf_learning_rate),
                 ("vf_learning_rate", self.vf_learning_rate),
@@ -245,24 +256,45 @@ class SACV(SAC):
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
-        optimizers = self._update_optimizers()
+        step = self._prepare_optimizers()
         reward_scale = self._current_reward_scale()
+        self._executor.prepare(self._n_updates + max(gradient_steps, self._updates_to_come()))
+        self._resolved_execution = self._executor.resolved
 
         metrics = []
         for batch in self._sample_batches(gradient_steps, batch_size):
-            objective, step_metrics = self._objective(batch, self._draw_noise(batch_size), self._temperature(), reward_scale)
-            update.apply_gradients(objective, optimizers, self.max_grad_norm)
+            gradients, step_metrics = self._executor(
+                step.params, batch, self._draw_noise(batch_size), self._temperature(), reward_scale
+            )
+            step(gradients, self.max_grad_norm)
             metrics.append(step_metrics)
             self._n_updates += 1
             if self._n_updates % self.target_update_interval == 0:
-                update.update_target(self.value, self.value_target, self.tau)
+                self._update_target(self.tau)
         self._record(metrics)
 
-    def _update_optimizers(self) -> list[th.optim.Optimizer]:
+    def _announce(self, line: str) -> None:
+        """
+        :param line: for the user who asked for info messages
+        """
+        if self.verbose >= 1:
+            print(line)
+
+    def _updates_to_come(self) -> float:
+        """:return: gradient steps until the end of this ``learn()``, 0 where one cannot know"""
+        timesteps = max(0, self._total_timesteps - self.num_timesteps)
+        if self.gradient_steps < 0:
+            return timesteps
+        assert isinstance(self.train_freq, TrainFreq)
+        if self.train_freq.unit is TrainFrequencyUnit.EPISODE:
+            return 0
+        return timesteps * self.gradient_steps / (self.train_freq.frequency * self.n_envs)
+
+    def _prepare_optimizers(self) -> OptimizerStep:
         """
         Set each optimizer's learning rate for the current progress and log those that are not ``learning_rate``.
 
-        :return: the optimizers
+        :return: the step of all optimizers
         """
         self._update_learning_rate(self.actor.optimizer)
         optimizers = {"qf_learning_rate": self.critic.optimizer, "vf_learning_rate": self.value.optimizer}
@@ -273,7 +305,10 @@ class SACV(SAC):
             update_learning_rate(optimizer, learning_rate)
             if getattr(self, name) is not None:
                 self.logger.record(f"train/{name}", learning_rate)
-        return [self.actor.optimizer, *optimizers.values()]
+        current = [self.actor.optimizer, *optimizers.values()]
+        if self._optimizer_step is None or not self._optimizer_step.is_current(current):
+            self._optimizer_step = OptimizerStep(current)
+        return self._optimizer_step
 
     def _current_reward_scale(self) -> float:
         """
@@ -330,16 +365,16 @@ class SACV(SAC):
         assert isinstance(self.target_entropy, float)
         return update.Temperature(th.exp(self.log_ent_coef.detach()), self.log_ent_coef, self.target_entropy)
 
-    def _record(self, metrics: list[update.Metrics]) -> None:
+    def _record(self, metrics: list[th.Tensor]) -> None:
         """
         Log the mean over gradient steps; the only place where ``train()`` waits for the device.
 
-        :param metrics: one entry for each gradient step
+        :param metrics: for each gradient step one tensor in the order of ``update.Metrics``
         """
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if not metrics:
             return
-        means = th.stack([th.stack(step_metrics) for step_metrics in metrics]).mean(dim=0).tolist()
+        means = th.stack(metrics).mean(dim=0).tolist()
         for name, mean in zip(update.Metrics._fields, means, strict=True):
             if name != "ent_coef_loss" or self.ent_coef_optimizer is not None:
                 self.logger.record(f"train/{name}", mean)
@@ -417,10 +452,9 @@ class SACV(SAC):
         :param n_samples: sampled actions for each observation
         :param seed: of the samples
         :return: nats, shape (n,), or () for one observation
-        :raises ValueError: if ``n_samples`` is not positive
+        :raises ValueError: if ``n_samples`` is not a positive whole number
         """
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}.")
+        checks.check_whole_number("n_samples", n_samples, minimum=1)
         generator = th.Generator(device=self.device).manual_seed(seed)
         return self._read(observation, lambda obs: self.policy.entropy(obs, n_samples, generator).squeeze(dim=1))
 
@@ -510,7 +544,15 @@ class SACV(SAC):
         return model
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "value", "value_target", "_objective", "_schedules"]
+        return [
+            *super()._excluded_save_params(),
+            "value",
+            "value_target",
+            "_schedules",
+            "_optimizer_step",
+            "_update_target",
+            "_executor",
+        ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
@@ -526,11 +568,21 @@ class SACV(SAC):
         checks.check_fraction("tau", self.tau)
         checks.check_fraction("gamma", self.gamma)
         checks.check_max_grad_norm(self.max_grad_norm)
-        checks.check_action_prior(self.action_prior)
+        checks.check_one_of("action_prior", self.action_prior, update.ACTION_PRIORS)
+        checks.check_one_of("execution", self.execution, EXECUTIONS)
         for name in ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate"):
-            checks.check_number_or_schedule(name, getattr(self, name), "not negative", lambda value: value >= 0.0)
+            if name == "learning_rate" or getattr(self, name) is not None:
+                checks.check_number_or_schedule(name, getattr(self, name), "not negative", lambda value: value >= 0.0)
         checks.check_number_or_schedule("reward_scale", self.reward_scale, "positive", lambda value: value > 0.0)
         checks.check_policy_kwargs(self.policy_class, self.policy_kwargs)
+
+
+def _schedule(value: float | Schedule) -> FloatSchedule:
+    """
+    :param value: number, also NumPy's, or function of the remaining progress
+    :return: function of the remaining progress that returns a Python float
+    """
+    return FloatSchedule(value if callable(value) else float(value))
 
 
 def _transition_bytes(observation_space: spaces.Space) -> int:

@@ -184,40 +184,46 @@ class JointObjective(nn.Module):
         return objective, metrics
 
 
-def optimizer_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+def objective_gradients(
+    objective: JointObjective,
+    params: Sequence[th.Tensor],
+    batch: Batch,
+    noise: th.Tensor | None,
+    temperature: Temperature,
+    reward_scale: th.Tensor | float,
+) -> tuple[Sequence[th.Tensor | None], th.Tensor]:
     """
-    :param optimizer: any optimizer
-    :return: all its parameters, in order
+    Gradients of the joint objective by one backward pass: the reference that every other execution has to agree with.
+
+    :param objective: the joint objective
+    :param params: what to differentiate by: the parameters of all optimizers
+    :param batch: transitions
+    :param noise: see ``JointObjective.forward``
+    :param temperature: α
+    :param reward_scale: factor of the rewards
+    :return: one gradient for each parameter, None where the objective does not depend on it, and the metrics as one
+        tensor in the order of ``Metrics``
     """
-    return [param for group in optimizer.param_groups for param in group["params"]]
+    total, metrics = objective(batch, noise, temperature, reward_scale)
+    return th.autograd.grad(total, list(params), allow_unused=True), th.stack(metrics)
 
 
-def apply_gradients(objective: th.Tensor, optimizers: Sequence[th.optim.Optimizer], max_grad_norm: float | None) -> None:
-    """
-    Back-propagate the joint objective once, then step every optimizer on its own parameters.
-
-    :param objective: scalar of ``JointObjective``
-    :param optimizers: their parameters do not overlap
-    :param max_grad_norm: clip the gradient norm of each optimizer by itself; None does not clip
-    """
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    objective.backward()
-    for optimizer in optimizers:
-        if max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(optimizer_params(optimizer), max_grad_norm)
-        optimizer.step()
-
-
-def update_target(value: nn.Module, value_target: nn.Module, tau: float) -> None:
+class TargetUpdate:
     """
     Polyak step of the target value network; buffers (batch-norm statistics) are copied, see SB3 issue 996.
 
     :param value: V
     :param value_target: V̄, same architecture
-    :param tau: 1 copies V
     """
-    equations.polyak_update(list(value.parameters()), list(value_target.parameters()), tau)
-    with th.no_grad():
-        for buffer, target_buffer in zip(value.buffers(), value_target.buffers(), strict=True):
+
+    def __init__(self, value: nn.Module, value_target: nn.Module):
+        self._params = list(value.parameters()), list(value_target.parameters())
+        self._buffers = list(zip(value.buffers(), value_target.buffers(), strict=True))
+
+    def __call__(self, tau: float) -> None:
+        """
+        :param tau: 1 copies V
+        """
+        equations.polyak_update(*self._params, tau)
+        for buffer, target_buffer in self._buffers:
             target_buffer.copy_(buffer)

@@ -1,0 +1,44 @@
+# Every target makes its own virtual environment when there is none: nothing but Python >= 3.10 and pip is needed before.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+PACKAGE_FILES = pyproject.toml setup.cfg constraints.txt
+
+.PHONY: demo test test-zoo pytest type lint format check-codestyle commit-checks doc benchmark clean
+
+demo: $(VENV)/.with-examples
+	$(BIN)/python examples/pendulum.py
+
+test: type check-codestyle pytest
+
+pytest: $(VENV)/.with-tests
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+
+type: $(VENV)/.with-tests
+	$(BIN)/mypy
+
+lint: $(VENV)/.with-tests
+	$(BIN)/ruff check
+
+format: $(VENV)/.with-tests
+	$(BIN)/ruff check --select I --fix
+	$(BIN)/ruff format
+
+check-codestyle: $(VENV)/.with-tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+commit-checks: format type lint
+
+benchmark: $(VENV)/.with-tests
+	$(BIN)/python benchmarks/throughput.py --threads 2
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.with-%: $(PACKAGE_FILES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing sb3_softvalue[$*] into $(VENV), this takes some minutes the first time"
+	$(INSTALL) -e ".[$*]"
+	touch $@

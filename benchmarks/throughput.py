@@ -1,0 +1,280 @@
+"""How fast SACV is against what one would use instead, as ratios of one interleaved run.
+
+    python benchmarks/throughput.py --threads 2
+
+Each contender runs in a process of its own and they take turns in short pieces of work, so that whatever else the machine
+does hits all of them. Quoted are medians over the turns of the ratio to SB3's SAC in the same turn; absolute times belong to
+one machine and one hour. Results go to benchmarks/results/ as CSV and PNG.
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+HERE = pathlib.Path(__file__).parent
+UPDATE_CONTENDERS = ("sac", "tqc", "sacv-eager", "sacv-compiled")
+LEARN_CONTENDERS = ("sac", "sacv-eager", "sacv-auto")
+# Updates in one turn: long enough for a clock, short enough to take turns often
+UPDATES_PER_TURN = 16
+
+
+class Worker:
+    """
+    A contender, running worker.py.
+
+    :param args: of the command line
+    :param work: "updates", "learn" or "products"
+    :param algo: which contender
+    """
+
+    def __init__(self, args: argparse.Namespace, work: str, algo: str = "", **options: Any):
+        self.name = algo
+        settings = {name: getattr(args, name) for name in ("env", "device", "threads", "n_envs", "timesteps", "slices")}
+        settings |= {name: getattr(args, name)[0] for name in ("batch_size", "width")} | options
+        settings |= {"train_freq": args.train_freq, "gradient_steps": args.gradient_steps}
+        flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        python = args.sbx_python if algo == "sbx" else sys.executable
+        self.process = subprocess.Popen(
+            [python, str(HERE / "worker.py"), work, "--algo", algo, *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def answer(self) -> dict[str, Any]:
+        """:return: the worker's next message"""
+        assert self.process.stdout is not None and self.process.stderr is not None
+        for line in self.process.stdout:
+            if line.startswith("@"):
+                return json.loads(line[1:])
+        raise SystemExit(f"The worker of {self.name!r} ended early:\n{self.process.stderr.read()[-2000:]}")
+
+    def tell(self, command: str) -> dict[str, Any]:
+        """
+        :param command: what to do next
+        :return: the worker's message when it is done
+        """
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def end(self) -> None:
+        """End the worker."""
+        self.process.terminate()
+        self.process.wait()
+
+
+def products_per_update(batch_size: int, width: int, obs_dim: int, action_dim: int) -> float:
+    """
+    Arithmetic that one update of SACV with two hidden layers and two critics cannot avoid, in units of one product of
+    (batch, width) with (width, width): forward passes of actor, V, V̄ and twice both critics, and backward passes to the
+    weights (actor, V, critics) and to the inputs (hidden layers; the actions of the critics in the policy loss).
+    """
+    del batch_size  # every product has it
+    forward = (obs_dim + width + 2 * action_dim) + 2 * (obs_dim + width + 1) + 4 * (obs_dim + action_dim + width + 1)
+    to_weights = (obs_dim + width + 2 * action_dim) + (obs_dim + width + 1) + 2 * (obs_dim + action_dim + width + 1)
+    to_inputs = (width + 2 * action_dim) + (width + 1) + 2 * (width + 1) + 2 * (1 + width + action_dim)
+    return (forward + to_weights + to_inputs) / width
+
+
+def measure_updates(args: argparse.Namespace, batch_size: int, width: int) -> list[dict[str, Any]]:
+    """
+    Updates per second through ``model.train()``: sampling, learned temperature and logging included.
+
+    :return: one row for each contender
+    """
+    contenders = [*UPDATE_CONTENDERS] if args.device == "cpu" else ["sac", "tqc", "sacv-eager", "sacv-cuda_graph"]
+    workers = [Worker(args, "updates", algo, batch_size=batch_size, width=width) for algo in contenders]
+    floor = Worker(args, "products", batch_size=batch_size, width=width)
+    first_calls = [worker.answer()["first_call"] for worker in workers]
+    floor.answer()
+    turns: list[list[float]] = []
+    floors: list[float] = []
+    for turn in tqdm(range(args.turns + 2), desc=f"updates, batch {batch_size}, width {width}", leave=False):
+        seconds = [worker.tell(str(UPDATES_PER_TURN))["seconds"] / UPDATES_PER_TURN for worker in workers]
+        product = floor.tell("200")["seconds"] / 200
+        if turn >= 2:  # the first turns warm caches and clocks
+            turns.append(seconds)
+            floors.append(product)
+    memory = [worker.tell("memory")["peak_mib"] for worker in workers]
+    dims = floor.tell("memory")
+    n_products = products_per_update(batch_size, width, dims["obs_dim"], dims["action_dim"])
+    for worker in (*workers, floor):
+        worker.end()
+    rows = []
+    eager = statistics.median(seconds[contenders.index("sacv-eager")] for seconds in turns)
+    for i, name in enumerate(contenders):
+        times = [seconds[i] for seconds in turns]
+        preparation = first_calls[i] - statistics.median(times)
+        gain = eager - statistics.median(times)
+        rows.append(
+            {
+                "measure": "updates/s",
+                "algorithm": name,
+                "batch_size": batch_size,
+                "width": width,
+                "ratio to SAC": statistics.median(seconds[0] / seconds[i] for seconds in turns),
+                "share of GEMM floor": statistics.median(
+                    n_products * product / seconds[i] for product, seconds in zip(floors, turns, strict=True)
+                ),
+                "memory to SAC": memory[i] / memory[0],
+                "preparation, s": preparation if name in ("sacv-compiled", "sacv-cuda_graph") else None,
+                "break-even, updates": preparation / gain if name in ("sacv-compiled", "sacv-cuda_graph") else None,
+                "per second": 1 / statistics.median(times),
+            }
+        )
+    return rows
+
+
+def measure_learn(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """
+    Environment steps per second of a whole ``learn()``, whatever it prepares or compiles included.
+
+    :return: one row for each contender
+    """
+    contenders = [*LEARN_CONTENDERS, *(["sbx"] if args.sbx_python else [])]
+    workers = [Worker(args, "learn", algo) for algo in contenders]
+    for worker in workers:
+        worker.answer()
+    turns = [
+        [worker.tell("go")["seconds"] for worker in workers]
+        for _ in tqdm(range(args.slices), desc=f"learn() of {args.timesteps} steps", leave=False)
+    ]
+    memory = [worker.tell("go")["peak_mib"] for worker in workers]
+    for worker in workers:
+        worker.end()
+    totals = [sum(seconds[i] for seconds in turns) for i in range(len(workers))]
+    rows = []
+    for i, name in enumerate(contenders):
+        steady = statistics.median(seconds[i] for seconds in turns)
+        rows.append(
+            {
+                "measure": f"learn() of {args.timesteps} steps",
+                "algorithm": name,
+                "batch_size": args.batch_size[0],
+                "width": args.width[0],
+                "ratio to SAC": totals[0] / totals[i],
+                "ratio to SAC without preparation": statistics.median(seconds[0] / seconds[i] for seconds in turns),
+                "ratio to SBX": totals[-1] / totals[i] if args.sbx_python else None,
+                "memory to SAC": memory[i] / memory[0],
+                "preparation, s": max(0.0, max(seconds[i] for seconds in turns) - steady),
+                "per second": args.timesteps / totals[i],
+            }
+        )
+    return rows
+
+
+def measure_imports(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """:return: one row: time to import sb3_softvalue against stable_baselines3"""
+    code = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
+
+    def seconds(module: str) -> float:
+        return float(subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, check=True).stdout)
+
+    pairs = [
+        (seconds("stable_baselines3"), seconds("sb3_softvalue")) for _ in tqdm(range(args.turns), desc="imports", leave=False)
+    ]
+    ratio = statistics.median(ours / theirs for theirs, ours in pairs)
+    return [{"measure": "import time to stable_baselines3's", "algorithm": "sacv", "ratio": ratio}]
+
+
+def draw(rows: list[dict[str, Any]], path: pathlib.Path, title: str) -> None:
+    """
+    Ratios to SB3's SAC as bars, and over batch size and width where several were measured.
+
+    :param rows: of all measurements
+    :param path: of the picture
+    :param title: of the picture
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if "ratio to SAC" in row:
+            label = f"{row['measure']}\nbatch {row['batch_size']}, width {row['width']}"
+            groups.setdefault(label, {})[row["algorithm"]] = row["ratio to SAC"]
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    colours = dict(zip(names, ("#999999", "#cc79a7", "#56b4e9", "#0072b2", "#009e73", "#e69f00"), strict=False))
+    figure, axes = plt.subplots(figsize=(max(7.0, 2.2 * len(groups)), 4.0), layout="constrained")
+    labelled: set[str] = set()
+    for x, group in enumerate(groups.values()):
+        width = 0.8 / len(group)
+        for i, (name, ratio) in enumerate(group.items()):
+            label = None if name in labelled else name
+            labelled.add(name)
+            bar = axes.bar(x - 0.4 + (i + 0.5) * width, ratio, 0.95 * width, color=colours[name], label=label)
+            axes.bar_label(bar, fmt="%.2f", fontsize=8)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylabel("speed / speed of SB3's SAC")
+    axes.set_title(title)
+    axes.legend(ncols=3, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Table on the terminal, CSV and PNG in the results folder."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    folder = pathlib.Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"throughput-{args.device}-{args.threads}-threads"
+    with open(folder / f"{stem}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: f"{v:.4g}" if isinstance(v, float) else v for name, v in row.items()})
+    for row in rows:
+        cells = [f"{name} {value:.3g}" for name, value in row.items() if isinstance(value, float)]
+        setting = f"batch {row['batch_size']}, width {row['width']}" if "width" in row else ""
+        print(f"{row['measure']:24s} {row['algorithm']:15s} {setting:24s} " + " · ".join(cells))
+    draw(rows, folder / f"{stem}.png", f"{args.env}, {args.device}, {args.threads} threads")
+    print(f"Written: {folder / stem}.csv, {folder / stem}.png")
+
+
+def parse() -> argparse.Namespace:
+    """:return: the command line's arguments"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=[256], help="several to see how cost grows; learn() takes the first"
+    )
+    parser.add_argument(
+        "--width", type=int, nargs="+", default=[256], help="units of both hidden layers, several as for --batch-size"
+    )
+    parser.add_argument("--n-envs", type=int, default=1)
+    parser.add_argument("--train-freq", type=int, default=1)
+    parser.add_argument("--gradient-steps", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=25, help="interleaved turns of the update measurement")
+    parser.add_argument("--timesteps", type=int, default=20_000, help="of learn(); 0 leaves it out")
+    parser.add_argument("--slices", type=int, default=20, help="interleaved slices of learn()")
+    parser.add_argument("--sbx-python", help="Python of an environment with sbx-rl, to compare learn() with SBX's SAC")
+    parser.add_argument("--output", default=str(HERE / "results"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    settings = [(batch, args.width[0]) for batch in args.batch_size] + [(args.batch_size[0], w) for w in args.width[1:]]
+    rows = [row for batch, width in settings for row in measure_updates(args, batch, width)]
+    rows += measure_imports(args)
+    if args.timesteps:
+        rows += measure_learn(args)
+    report(rows, args)
+
+
+if __name__ == "__main__":
+    main()

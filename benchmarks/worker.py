@@ -1,0 +1,169 @@
+"""One contender of throughput.py in a process of its own: does a piece of work each time it is told to, and says how long.
+
+It needs nothing but what its algorithm needs, so that each contender can live in its own Python environment.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+# Before torch or jax are imported, which read them
+THREADS = sys.argv[sys.argv.index("--threads") + 1]
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)
+os.environ.setdefault("MKL_NUM_THREADS", THREADS)
+if THREADS == "1":
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+
+import gymnasium as gym  # noqa: E402  (after the thread settings)
+import numpy as np  # noqa: E402
+import torch as th  # noqa: E402
+from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
+from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
+from stable_baselines3.common.logger import configure  # noqa: E402
+
+BUFFER_SIZE = 20_000
+
+
+def say(**message: Any) -> None:
+    """Answer the driver with one line of JSON."""
+    print("@" + json.dumps(message), flush=True)
+
+
+def wait() -> str:
+    """:return: the next command; the process ends with the driver"""
+    line = sys.stdin.readline()
+    if not line:
+        sys.exit()
+    return line.strip()
+
+
+class Slices(BaseCallback):
+    """
+    Stops after every slice of ``learn()`` until the driver gives the word, so that contenders take turns.
+
+    :param n_slices: number of slices
+    :param total_timesteps: of the whole ``learn()``
+    """
+
+    def __init__(self, n_slices: int, total_timesteps: int):
+        super().__init__()
+        self.length = total_timesteps // n_slices
+        self.start = 0.0
+
+    def _on_training_start(self) -> None:
+        self.start = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self.length < self.training_env.num_envs:
+            say(seconds=time.perf_counter() - self.start)
+            wait()
+            self.start = time.perf_counter()
+        return True
+
+
+def make_model(args: argparse.Namespace) -> Any:
+    """:return: the contender's model, default hyper-parameters but for what the command line says"""
+    kwargs: dict[str, Any] = {}
+    if args.algo == "sac":
+        from stable_baselines3 import SAC as algorithm
+    elif args.algo == "tqc":
+        from sb3_contrib import TQC as algorithm
+    elif args.algo == "sbx":
+        from sbx import SAC as algorithm
+    else:
+        from sb3_softvalue import SACV as algorithm
+
+        kwargs["execution"] = args.algo.removeprefix("sacv-")
+    return algorithm(
+        "MlpPolicy",
+        make_vec_env(args.env, n_envs=args.n_envs, seed=0),
+        buffer_size=BUFFER_SIZE,
+        batch_size=args.batch_size,
+        train_freq=args.train_freq,
+        gradient_steps=args.gradient_steps,
+        policy_kwargs=dict(net_arch=[args.width, args.width]),
+        seed=0,
+        device=args.device,
+        **kwargs,
+    )
+
+
+def fill_buffer(model: Any) -> None:
+    """Random transitions, so that ``train()`` can be called without an environment."""
+    rng = np.random.default_rng(0)
+    buffer = model.replay_buffer
+    for array in (buffer.observations, buffer.next_observations, buffer.rewards):
+        array[:] = rng.normal(size=array.shape)
+    buffer.actions[:] = rng.uniform(-1, 1, size=buffer.actions.shape)
+    buffer.full = True
+
+
+def synchronize(device: str) -> None:
+    """Wait for the GPU, whose work goes on after the call that started it."""
+    if device == "cuda":
+        th.cuda.synchronize()
+
+
+def updates(args: argparse.Namespace) -> None:
+    """``train()`` on random transitions, as many gradient steps as each command says."""
+    model = make_model(args)
+    fill_buffer(model)
+    model.set_logger(configure(None, []))
+    # The first calls compile, capture and allocate
+    start = time.perf_counter()
+    model.train(gradient_steps=args.gradient_steps, batch_size=args.batch_size)
+    synchronize(args.device)
+    say(first_call=time.perf_counter() - start)
+    while (command := wait()) != "memory":
+        start = time.perf_counter()
+        for _ in range(max(1, int(command) // args.gradient_steps)):
+            model.train(gradient_steps=args.gradient_steps, batch_size=args.batch_size)
+        synchronize(args.device)
+        say(seconds=time.perf_counter() - start)
+    say(peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def learn(args: argparse.Namespace) -> None:
+    """One whole ``learn()``, in slices."""
+    model = make_model(args)
+    say(ready=True)
+    wait()
+    model.learn(args.timesteps, callback=Slices(args.slices, args.timesteps))
+    synchronize(args.device)
+    say(peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def products(args: argparse.Namespace) -> None:
+    """Square matrix products, the unit of the floor; each command says how many."""
+    left = th.randn(args.batch_size, args.width, device=args.device)
+    right = th.randn(args.width, args.width, device=args.device)
+    say(first_call=0.0)
+    while (command := wait()) != "memory":
+        start = time.perf_counter()
+        for _ in range(int(command)):
+            left @ right
+        synchronize(args.device)
+        say(seconds=time.perf_counter() - start)
+    space = gym.make(args.env)
+    say(obs_dim=int(np.prod(space.observation_space.shape)), action_dim=int(np.prod(space.action_space.shape)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", choices=["updates", "learn", "products"])
+    parser.add_argument("--algo", default="")
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--device", default="cpu")
+    for name in ("threads", "batch-size", "width", "n-envs", "train-freq", "gradient-steps", "timesteps", "slices"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    args = parser.parse_args()
+    th.set_num_threads(args.threads)
+    {"updates": updates, "learn": learn, "products": products}[args.work](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What cannot work is refused with one sentence before anything is trained."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.sac.policies import MlpPolicy as SACMlpPolicy
+from stable_baselines3.sac.policies import SACPolicy
+
+import sb3_softvalue
+from sb3_softvalue import SACV
+from tests.helpers import RandomEnv, box_env, filled, small, train
+
+OBSERVATIONS = spaces.Box(-1.0, 1.0, shape=(3,), dtype=np.float32)
+UNBOUNDED = spaces.Box(-np.inf, np.inf, shape=(2,), dtype=np.float32)
+HALF_BOUNDED = spaces.Box(np.array([-1.0, -1.0]), np.array([1.0, np.inf]), dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    "action_space, match",
+    [
+        (spaces.Discrete(3), r"continuous actions.*Discrete\(3\).*use DQN or PPO"),
+        (spaces.MultiDiscrete([3, 2]), r"continuous actions.*MultiDiscrete.*PPO or A2C"),
+        (spaces.MultiBinary(4), r"continuous actions.*MultiBinary.*PPO or A2C"),
+        (UNBOUNDED, r"finite bounds.*finite low and high"),
+        (HALF_BOUNDED, r"finite bounds.*finite low and high"),
+    ],
+)
+# gymnasium's, for an infinite bound
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting:UserWarning")
+def test_action_space(action_space, match):
+    with pytest.raises(AssertionError, match=match):
+        SACV("MlpPolicy", RandomEnv(OBSERVATIONS, action_space))
+    # A later environment too
+    with pytest.raises((AssertionError, ValueError), match=f"{match}|Action spaces do not match"):
+        small(SACV, box_env()).set_env(RandomEnv(OBSERVATIONS, action_space))
+
+
+BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    (dict(reward_scale=-1.0), ValueError, "reward_scale must be a number that is positive, or a schedule"),
+    (dict(reward_scale=0.0), ValueError, "reward_scale must be a number that is positive"),
+    (dict(reward_scale=float("nan")), ValueError, "reward_scale must be a number that is positive"),
+    (dict(reward_scale="5"), ValueError, "reward_scale must be a number"),
+    (dict(target_update_interval=0), ValueError, "target_update_interval must be a whole number of at least 1, got 0"),
+    (dict(target_update_interval=1.5), ValueError, "target_update_interval must be a whole number"),
+    (dict(target_update_interval=True), ValueError, "target_update_interval must be a whole number"),
+    (dict(tau=1.5), ValueError, "tau must lie between 0 and 1, got 1.5"),
+    (dict(tau=-0.1), ValueError, "tau must lie between 0 and 1"),
+    (dict(tau="0.1"), ValueError, "tau must lie between 0 and 1, got '0.1'"),
+    (dict(gamma=1.01), ValueError, "gamma must lie between 0 and 1"),
+    (dict(action_prior="gaussian"), ValueError, "action_prior must be one of 'uniform', 'normal', got 'gaussian'"),
+    (dict(max_grad_norm=0.0), ValueError, "max_grad_norm must be a positive number.*use None for no clipping"),
+    (dict(max_grad_norm=-1.0), ValueError, "max_grad_norm must be a positive number"),
+    (dict(max_grad_norm="1"), ValueError, "max_grad_norm must be a positive number, got '1'"),
+    (dict(learning_rate=-1e-3), ValueError, "learning_rate must be a number that is not negative"),
+    (dict(qf_learning_rate=-1e-3), ValueError, "qf_learning_rate must be a number that is not negative"),
+    (dict(vf_learning_rate="fast"), ValueError, "vf_learning_rate must be a number that is not negative, or a schedule"),
+    (dict(ent_coef_learning_rate=float("inf")), ValueError, "ent_coef_learning_rate must be a number"),
+    (dict(ent_coef=-0.1), ValueError, "ent_coef must not be negative.*use 0"),
+    (dict(ent_coef=float("nan")), ValueError, "ent_coef must not be negative"),
+    (dict(ent_coef="automatic"), ValueError, "ent_coef must be a number, 'auto' or 'auto_<initial value>', got 'automatic'"),
+    (dict(ent_coef="auto_x"), ValueError, "ent_coef must be a number, 'auto' or"),
+    (dict(policy_kwargs=dict(net_arc=[8])), TypeError, "SACVPolicy has no argument net_arc: policy_kwargs may hold net_arch"),
+    (dict(policy_kwargs=dict(n_critics=0)), ValueError, "n_critics must be at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize("options, error, match", BAD_OPTIONS, ids=[str(options) for options, _, _ in BAD_OPTIONS])
+def test_option(options, error, match):
+    with pytest.raises(error, match=match):
+        small(SACV, box_env(), **options)
+
+
+@pytest.mark.parametrize("model_class", [SAC, SACV])
+@pytest.mark.parametrize("options, error", [(dict(ent_coef="auto_0"), AssertionError), (dict(target_entropy="a"), ValueError)])
+def test_as_sac(model_class, options, error):
+    with pytest.raises(error):
+        small(model_class, box_env(), **options)
+
+
+def test_bad_option_at_load(tmp_path):
+    small(SACV, box_env()).save(tmp_path / "model")
+    with pytest.raises(ValueError, match="action_prior must be one of"):
+        SACV.load(tmp_path / "model", action_prior="gaussian")
+    with pytest.raises(ValueError, match="ent_coef must be a number"):
+        SACV.load(tmp_path / "model", ent_coef="automatic")
+    with pytest.raises(ValueError, match="ent_coef must not be negative"):
+        SACV.load(tmp_path / "model", custom_objects=dict(ent_coef=-1.0))
+
+
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_reward_scale_schedule(value):
+    model = filled(box_env(), reward_scale=lambda _: value)
+    before = {name: param.clone() for name, param in model.policy.state_dict().items()}
+    with pytest.raises(ValueError, match=r"reward_scale schedule gave .* at progress remaining"):
+        train(model, 1)
+    assert all(th.equal(param, before[name]) for name, param in model.policy.state_dict().items())
+
+
+class ForeignPolicy(SACPolicy):
+    """A custom policy that somebody wrote for SAC."""
+
+
+@pytest.mark.parametrize("policy", [SACMlpPolicy, ForeignPolicy])
+def test_policy_without_value(policy):
+    with pytest.raises(ValueError, match=r"no value network: use MlpPolicy.*of sb3_softvalue.*SACVPolicy"):
+        SACV(policy, box_env())
+
+
+def test_unknown_policy_name():
+    with pytest.raises(ValueError, match="Policy LstmPolicy unknown"):
+        SACV("LstmPolicy", box_env())
+
+
+class OwnPolicy(sb3_softvalue.MlpPolicy):
+    """A subclass that takes what it likes."""
+
+    def __init__(self, *args: Any, own_argument: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own_argument = own_argument
+
+
+def test_policy_classes_that_work():
+    model = small(SACV, box_env(), OwnPolicy, policy_kwargs=dict(net_arch=[8], own_argument=3)).learn(15)
+    assert model.policy.own_argument == 3
+    for policy in (sb3_softvalue.MlpPolicy, sb3_softvalue.CnnPolicy, sb3_softvalue.MultiInputPolicy):
+        assert policy in SACV.policy_aliases.values()
+    assert small(SACV, box_env(), sb3_softvalue.MlpPolicy).learn(15)._n_updates == 5
+
+
+def test_critic_target():
+    model = small(SACV, box_env())
+    for owner, name in ((model, "SACV"), (model.policy, "SACVPolicy")):
+        with pytest.raises(AttributeError, match=f"{name} has no 'critic_target'.*'value_target' instead"):
+            _ = owner.critic_target
+        assert not hasattr(owner, "critic_target")
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = model.policy.no_such_thing
+
+
+def test_mismatched_environment_at_load(tmp_path):
+    small(SACV, box_env()).save(tmp_path / "model")
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        SACV.load(tmp_path / "model", env=box_env(n_observations=4))
+
+
+def test_wrong_action_space_does_not_start_an_episode():
+    class Counting(gym.Wrapper):
+        resets = 0
+
+        def reset(self, **kwargs: Any) -> Any:
+            Counting.resets += 1
+            return super().reset(**kwargs)
+
+    with pytest.raises(AssertionError, match="continuous actions"):
+        SACV("MlpPolicy", Counting(RandomEnv(OBSERVATIONS, spaces.Discrete(2))))
+    assert Counting.resets == 0

@@ -1,0 +1,112 @@
+"""The step of all optimizers at once against each optimizer's own ``step()``, bit for bit."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch as th
+
+from sb3_softvalue.optimizers import OptimizerStep
+from tests.helpers import assert_same
+
+ADAM = (th.optim.Adam, dict(lr=1e-2, fused=True))
+OPTIMIZERS: dict[str, list[tuple[type[th.optim.Optimizer], dict[str, Any]]]] = {
+    "alike": [ADAM, ADAM, ADAM],
+    "own learning rates": [ADAM, (th.optim.Adam, dict(lr=3e-3, fused=True)), ADAM],
+    "AdamW": [(th.optim.AdamW, dict(lr=1e-2, weight_decay=0.1, betas=(0.8, 0.9), fused=True)), ADAM],
+    "weight decay, amsgrad": [
+        (th.optim.Adam, dict(lr=1e-2, weight_decay=0.1, eps=1e-4, fused=True)),
+        (th.optim.Adam, dict(lr=1e-2, amsgrad=True, fused=True)),
+    ],
+    "not fused": [(th.optim.Adam, dict(lr=1e-2)), (th.optim.SGD, dict(lr=0.1, momentum=0.9)), ADAM],
+}
+
+
+def make(kinds: Any) -> list[th.optim.Optimizer]:
+    """Optimizers of some random parameters each, the same at every call."""
+    generator = th.Generator().manual_seed(1)
+    optimizers = []
+    for number, (optimizer_class, kwargs) in enumerate(kinds):
+        shapes = [(4, 3), (4,), (1,)][: number + 1]
+        optimizers.append(optimizer_class([th.randn(s, generator=generator).requires_grad_() for s in shapes], **kwargs))
+    return optimizers
+
+
+def gradients_of(optimizers: list[th.optim.Optimizer], generator: th.Generator) -> list[th.Tensor]:
+    return [th.randn(param.shape, generator=generator) for opt in optimizers for param in opt.param_groups[0]["params"]]
+
+
+def plain_step(optimizers: list[th.optim.Optimizer], gradients: list[Any], max_grad_norm: float | None) -> None:
+    remaining = iter(gradients)
+    for optimizer in optimizers:
+        params = optimizer.param_groups[0]["params"]
+        for param in params:
+            param.grad = next(remaining)
+        if max_grad_norm is not None:
+            th.nn.utils.clip_grad_norm_(params, max_grad_norm)
+        optimizer.step()
+
+
+def state_of(optimizers: list[th.optim.Optimizer]) -> list[Any]:
+    params = [[param.detach() for param in optimizer.param_groups[0]["params"]] for optimizer in optimizers]
+    return [params, [optimizer.state_dict()["state"] for optimizer in optimizers]]
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+@pytest.mark.parametrize("kinds", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_equals_the_optimizers_own_steps(kinds, max_grad_norm):
+    expected, optimizers = make(kinds), make(kinds)
+    generator = th.Generator().manual_seed(2)
+    step = OptimizerStep(optimizers)
+    for count in range(6):
+        for optimizer in (expected[0], optimizers[0]):
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + count)  # a schedule
+        gradients = gradients_of(optimizers, generator)
+        if count == 3:
+            gradients[0] = None  # a parameter on which nothing depends: SB3 leaves it as it is
+        plain_step(expected, [None if g is None else g.clone() for g in gradients], max_grad_norm)
+        step(gradients, max_grad_norm)
+        assert_same(state_of(optimizers), state_of(expected))
+
+
+def test_own_step_can_take_over():
+    expected, optimizers = make([ADAM, ADAM]), make([ADAM, ADAM])
+    generator = th.Generator().manual_seed(2)
+    step = OptimizerStep(optimizers)
+    for count in range(6):
+        gradients = gradients_of(optimizers, generator)
+        plain_step(expected, [gradient.clone() for gradient in gradients], None)
+        if count % 2:
+            plain_step(optimizers, gradients, None)
+        else:
+            step(gradients, None)
+    assert_same(state_of(optimizers), state_of(expected))
+
+
+def test_is_not_current_after_a_load():
+    optimizers = make([ADAM, ADAM])
+    step = OptimizerStep(optimizers)
+    assert step.is_current(optimizers)
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
+    assert not step.is_current(optimizers)
+    assert not OptimizerStep(optimizers).is_current([optimizers[0]])
+    assert not OptimizerStep(optimizers).is_current(optimizers[::-1])
+
+
+def test_hooks_are_called():
+    optimizers = make([ADAM])
+    calls = []
+    optimizers[0].register_step_post_hook(lambda *args: calls.append(1))
+    OptimizerStep(optimizers)([th.ones(4, 3)], None)
+    assert calls == [1]
+
+
+def test_frozen_parameters_are_left_out():
+    optimizers = make([ADAM, ADAM])
+    frozen = optimizers[1].param_groups[0]["params"][0]
+    frozen.requires_grad_(False)
+    before = frozen.clone()
+    step = OptimizerStep(optimizers)
+    assert len(step.params) == 2
+    step([th.ones(4, 3), th.ones(4)], None)
+    assert th.equal(frozen, before) and not optimizers[1].state[frozen]
