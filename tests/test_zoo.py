@@ -24,10 +24,6 @@ optuna = pytest.importorskip("optuna")
 # The zoo leaves files open, above all where it ends with an error
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-LAUNCHERS = {
-    "script": [str(Path(sys.executable).with_name("sb3-softvalue"))],
-    "module": [sys.executable, "-m", "sb3_softvalue.zoo"],
-}
 PENDULUM = ["--algo", "sacv", "--env", "Pendulum-v1"]
 
 
@@ -82,34 +78,6 @@ def manager(algo: str = "sacv", env_id: str = "Pendulum-v1", **kwargs: Any) -> A
     from rl_zoo3.exp_manager import ExperimentManager
 
     return ExperimentManager(argparse.Namespace(), algo, env_id, "logs", **kwargs)
-
-
-def without_zoo(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process where RL Zoo cannot be imported."""
-    code = f"import sys; sys.modules['rl_zoo3'] = None; {code}"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
-
-
-def test_importing_the_package_needs_no_zoo() -> None:
-    process = without_zoo("import sb3_softvalue, sb3_softvalue.cli; assert 'optuna' not in sys.modules")
-    assert process.returncode == 0, process.stderr
-
-
-@pytest.mark.parametrize(
-    "code", ["from sb3_softvalue.cli import main; main()", "import runpy; runpy._run_module_as_main('sb3_softvalue.zoo')"]
-)
-def test_without_the_extra_one_sentence_says_what_to_install(code: str) -> None:
-    process = without_zoo(code, "train")
-    assert process.returncode == 1
-    assert 'pip install "sb3_softvalue[zoo]"' in process.stderr
-    assert "Traceback" not in process.stderr and process.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
-def test_help_lists_the_front_ends(launcher: list[str]) -> None:
-    process = subprocess.run([*launcher, "--help"], capture_output=True, text=True, timeout=120, check=True)
-    for name, front_end in cli.FRONT_ENDS.items():
-        assert f"sb3-softvalue {name} {front_end.example}" in process.stdout
 
 
 def test_registering_again_changes_nothing() -> None:
@@ -284,12 +252,6 @@ def test_errors_are_one_sentence(
     assert str(error.value).startswith(f"sb3-softvalue {arguments[0]}: ")
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_an_unknown_front_end_is_refused(launch: Callable[..., None], capsys: Any) -> None:
-    with pytest.raises(SystemExit):
-        launch("trian")
-    assert "choose from" in capsys.readouterr().err
 
 
 def test_errors_in_foreign_code_keep_their_traceback(launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
