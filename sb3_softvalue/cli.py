@@ -98,7 +98,9 @@ def _run(target: str) -> None:
     """
     module, _, function = target.partition(":")
     if function:
-        getattr(importlib.import_module(module), function)()
+        code = getattr(importlib.import_module(module), function)()
+        if code:
+            sys.exit(code)
     else:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -4,17 +4,16 @@ All of them evaluate ``update.JointObjective``; none of them changes any state, 
 leaves the model as it was.
 """
 
-import types
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch as th
-from torch.func import functional_call, grad
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from sb3_softvalue.policies import has_only_known_modules
+from sb3_softvalue.policies import is_known_module
 from sb3_softvalue.update import Batch, JointObjective, Temperature, draws_own_noise, objective_gradients
 
 EXECUTIONS = ("auto", "eager", "compiled", "cuda_graph")
@@ -198,7 +197,15 @@ class Scalars:
         self._tensors: dict[str, th.Tensor] = {}
         self._values: dict[str, float] = {}
 
-    def __call__(self, name: str, value: th.Tensor | float) -> th.Tensor:
+    def of(self, batch: Batch, temperature: Temperature, reward_scale: float) -> tuple[Batch, Temperature, th.Tensor]:
+        """
+        :return: the same, every number of them a tensor
+        """
+        batch = batch._replace(discounts=self._tensor("discounts", batch.discounts))
+        temperature = temperature._replace(target_entropy=self._tensor("target_entropy", temperature.target_entropy))
+        return batch, temperature, self._tensor("reward_scale", reward_scale)
+
+    def _tensor(self, name: str, value: th.Tensor | float) -> th.Tensor:
         """
         :param name: which number
         :param value: its value now; a tensor is passed through
@@ -225,10 +232,8 @@ class CompiledGradients:
     def __init__(self, objective: JointObjective):
         self.objective = objective
         self._scalars = Scalars(next(objective.parameters()).device)
-        self._params: Sequence[th.Tensor] = ()
-        self._learned: dict[str, th.Tensor] = {}
-        self._constants: dict[str, th.Tensor] = {}
-        self._compiled: dict[tuple[Any, ...], Callable[..., tuple[dict[str, th.Tensor], th.Tensor]]] = {}
+        self._watched = Watched(objective)
+        self._compiled: dict[tuple[Any, ...], Callable[..., Sequence[Any]]] = {}
 
     def __call__(
         self,
@@ -239,90 +244,136 @@ class CompiledGradients:
         reward_scale: float,
     ) -> Gradients:
         """See ``update.objective_gradients``."""
-        if params is not self._params:
-            self._name(params)
-        batch = batch._replace(discounts=self._scalars("discounts", batch.discounts))
-        target_entropy = self._scalars("target_entropy", temperature.target_entropy)
-        scale = self._scalars("reward_scale", reward_scale)
-        # The graph is compiled without guards where the modules are known, hence our own key
-        key = (*self._learned, *_signature((*batch, noise, temperature.ent_coef)))
-        arguments = (self._learned, self._constants, batch, noise, temperature.ent_coef, target_entropy, scale)
+        arguments = Arguments(params, *self._scalars.of(batch, temperature, reward_scale), noise)
+        inputs = arguments.tensors()
+        key = (self._watched.state(), *_signature(inputs))
         with th.no_grad():
             if key in self._compiled:
-                gradients, metrics = self._compiled[key](*arguments)
+                *gradients, metrics = self._compiled[key](*params, *self._watched.constants, *inputs)
             else:
-                self._compiled[key] = _compile(self.objective)
+                if len(self._compiled) == _MAX_GRAPHS:
+                    raise RuntimeError(f"shapes or modules have changed {_MAX_GRAPHS} times, each needs a graph of its own")
                 with warnings.catch_warnings():
                     # The compiler's own warnings are not the user's business, least of all where warnings are errors
                     warnings.simplefilter("ignore")
-                    gradients, metrics = self._compiled[key](*arguments)
-        return list(gradients.values()), metrics
+                    compiled = _compile(self.objective, arguments, self._watched)
+                    *gradients, metrics = compiled(*params, *self._watched.constants, *inputs)
+                self._compiled[key] = compiled
+        return gradients, metrics
 
-    def _name(self, params: Sequence[th.Tensor]) -> None:
+
+class Arguments(NamedTuple):
+    """What the gradients depend on, every number of it a tensor."""
+
+    params: Sequence[th.Tensor]
+    batch: Batch
+    temperature: Temperature
+    reward_scale: th.Tensor
+    noise: th.Tensor | None
+
+    def tensors(self) -> list[th.Tensor]:
+        """:return: all but the parameters in a fixed order, dict observations opened"""
+        others = [self.temperature.ent_coef, self.temperature.target_entropy, self.reward_scale, self.noise]
+        return [*self.batch.leaves(), *others]
+
+    def with_tensors(self, params: Sequence[th.Tensor], tensors: Sequence[th.Tensor]) -> "Arguments":
         """
-        :param params: to differentiate by: parameters of the objective, and the log temperature if it is learned
+        :param params: in place of these
+        :param tensors: in place of ``tensors()``, in the same order
+        :return: the same structure around other tensors; if log α is learned it is the last of the parameters
         """
-        names = {id(param): name for name, param in self.objective.named_parameters()}
-        self._params = params
-        self._learned = {names.get(id(param), _LOG_ENT_COEF): param for param in params}
-        self._constants = {name: p for name, p in self.objective.named_parameters() if name not in self._learned}
+        *leaves, ent_coef, target_entropy, reward_scale, noise = tensors
+        log_ent_coef = None if self.temperature.log_ent_coef is None else params[-1]
+        temperature = Temperature(ent_coef, log_ent_coef, target_entropy)
+        return Arguments(params, self.batch.with_leaves(leaves), temperature, reward_scale, noise)
 
 
-_LOG_ENT_COEF = "log_ent_coef"
-
-
-def _compile(objective: JointObjective) -> Callable[..., tuple[dict[str, th.Tensor], th.Tensor]]:
+class Watched:
     """
+    What a graph of the objective has fixed beside its inputs, to be compared before the graph is used again.
+
     :param objective: the joint objective
-    :return: function of (learned parameters, constant parameters, batch, noise, α, target entropy, reward scale) that gives
-        the gradients under the names of the learned parameters, and the metrics
     """
+
+    def __init__(self, objective: JointObjective):
+        self.names = {id(param): name for name, param in objective.named_parameters()}
+        named_constants: dict[str, th.Tensor] = {
+            name: param for name, param in objective.named_parameters() if not param.requires_grad
+        }
+        named_constants |= dict(objective.named_buffers())
+        self.constant_names = list(named_constants)
+        self.constants = list(named_constants.values())
+        # Plain layers compute from their parameters alone; about others only their plain attributes can be watched
+        self._others = [
+            module for network in objective.children() for module in network.modules() if not is_known_module(module)
+        ]
+
+    def state(self) -> tuple[Any, ...]:
+        """:return: hashable, equal as long as no attribute of a module that is not a plain layer has changed"""
+        return tuple(
+            (name, value)
+            for module in self._others
+            for name, value in vars(module).items()
+            if isinstance(value, (bool, int, float, str))
+        )
+
+
+# A module whose attributes change at every step would be compiled at every step
+_MAX_GRAPHS = 8
+
+
+def _compile(objective: JointObjective, arguments: Arguments, watched: Watched) -> Callable[..., Sequence[Any]]:
+    """
+    Trace ``update.objective_gradients`` to one graph of forward and backward pass, and compile it.
+
+    :param objective: the joint objective
+    :param arguments: shapes and structure to compile for
+    :param watched: the objective's constant tensors
+    :return: function of (parameters, constants, ``arguments.tensors()``), all flat, that gives gradients and metrics, flat
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     from sb3_softvalue.fusion import FuseProductEpilogues  # imports the compiler, which takes a second
 
-    def gradients(
-        learned: dict[str, th.Tensor],
-        constants: dict[str, th.Tensor],
-        batch: Batch,
-        noise: th.Tensor,
-        ent_coef: th.Tensor,
-        target_entropy: th.Tensor,
-        reward_scale: th.Tensor,
-    ) -> tuple[dict[str, th.Tensor], th.Tensor]:
-        def total_of(learned: dict[str, th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
-            networks = {name: param for name, param in learned.items() if name != _LOG_ENT_COEF}
-            temperature = Temperature(ent_coef, learned.get(_LOG_ENT_COEF), target_entropy)
-            total, metrics = functional_call(objective, networks | constants, (batch, noise, temperature, reward_scale))
-            return total, th.stack(metrics)
+    n_params, n_constants = len(arguments.params), len(watched.constants)
+    names = [watched.names.get(id(param)) for param in arguments.params]
 
-        return grad(total_of, has_aux=True)(learned)
+    def gradients(*tensors: th.Tensor) -> list[th.Tensor | None]:
+        params = [tensor.detach().requires_grad_() for tensor in tensors[:n_params]]
+        constants = dict(zip(watched.constant_names, tensors[n_params : n_params + n_constants], strict=True))
+        networks = {name: param for name, param in zip(names, params, strict=True) if name is not None}
+        inner = arguments.with_tensors(params, tensors[n_params + n_constants :])
 
-    options: dict[str, Any] = {}
-    if next(objective.parameters()).device.type == "cpu":
+        def total(*args: Any) -> Any:
+            # Tied weights: a shared extractor is one module under several names, which functional_call would fail to restore
+            return functional_call(objective, networks | constants, args, tie_weights=False)
+
+        result, metrics = objective_gradients(total, params, inner.batch, inner.noise, inner.temperature, inner.reward_scale)
+        return [*result, metrics]
+
+    inputs = (*arguments.params, *watched.constants, *arguments.tensors())
+    # Traced on fake tensors: code that looks at a tensor's value fails here instead of being fixed to what it saw
+    with th.enable_grad():
+        graph = make_fx(gradients, tracing_mode="fake")(*inputs)
+    options: dict[str, Any] = {"guard_filter_fn": _no_guards}
+    if arguments.noise is not None and arguments.noise.device.type == "cpu":
         options["post_grad_custom_post_pass"] = FuseProductEpilogues()
-    if all(has_only_known_modules(network) for network in objective.children()):
-        # Walking the modules to check that nothing about them changed takes longer than a layer of the network. Dynamo
-        # keeps compiled graphs by code object, so that without guards each needs a code object of its own.
-        options["guard_filter_fn"] = _no_guards
-        gradients = types.FunctionType(gradients.__code__.replace(), globals(), closure=gradients.__closure__)
-    return th.compile(gradients, fullgraph=True, dynamic=False, options=options)
+    return th.compile(graph, fullgraph=True, dynamic=False, options=options)
 
 
 def _no_guards(guards: Sequence[Any]) -> list[bool]:
-    """:return: False for each guard"""
+    """
+    The graph is flat and used for one signature only, so that there is nothing left to check at each call, and checking
+    takes as long as a layer of the network.
+
+    :return: False for each guard
+    """
     return [False] * len(guards)
 
 
-def _leaves(values: Any) -> list[th.Tensor]:
-    """:return: the tensors of a batch and the like, in order; dict observations are opened"""
-    leaves: list[th.Tensor] = []
-    for value in values:
-        leaves.extend(value.values() if isinstance(value, dict) else [value])
-    return leaves
-
-
-def _signature(values: Any) -> tuple[Any, ...]:
-    """:return: what a compiled or captured function has fixed about its arguments"""
-    return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in _leaves(values))
+def _signature(tensors: Sequence[th.Tensor]) -> tuple[Any, ...]:
+    """:return: what a compiled or captured function has fixed about its inputs"""
+    return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
 
 
 class CudaGraphGradients:
@@ -339,7 +390,7 @@ class CudaGraphGradients:
     def __init__(self, objective: JointObjective):
         self.objective = objective
         self._scalars = Scalars(next(objective.parameters()).device)
-        self._inner: GradientFunction = EagerGradients(objective)
+        self._watched = Watched(objective)
         self._key: tuple[Any, ...] | None = None
         self._graph: Any = None
         self._inputs: list[th.Tensor] = []
@@ -354,47 +405,32 @@ class CudaGraphGradients:
         reward_scale: float,
     ) -> Gradients:
         """See ``update.objective_gradients``; the gradients are overwritten by the next call."""
-        batch = batch._replace(discounts=self._scalars("discounts", batch.discounts))
-        temperature = temperature._replace(target_entropy=self._scalars("target_entropy", temperature.target_entropy))
-        scale = self._scalars("reward_scale", reward_scale)
-        inputs = _leaves((*batch, noise, temperature.ent_coef))
-        addresses = tuple(param.data_ptr() for param in (*params, *self.objective.parameters()))
-        key = (_signature(inputs), addresses)
+        arguments = Arguments(params, *self._scalars.of(batch, temperature, reward_scale), noise)
+        inputs = arguments.tensors()
+        addresses = tuple(tensor.data_ptr() for tensor in (*params, *self._watched.constants))
+        key = (self._watched.state(), addresses, *_signature(inputs))
         if key != self._key:
-            self._capture(params, batch, noise, temperature, scale)
+            self._capture(arguments)
             self._key = key
         th._foreach_copy_(self._inputs, inputs)
         self._graph.replay()
         gradients, metrics = self._outputs
         return gradients, metrics.clone()
 
-    def _capture(
-        self,
-        params: Sequence[th.Tensor],
-        batch: Batch,
-        noise: th.Tensor | None,
-        temperature: Temperature,
-        reward_scale: th.Tensor,
-    ) -> None:
-        """Capture the gradients of this batch into a new graph, on inputs of its own."""
-        static_batch = Batch(*(_clone(field) for field in batch))
-        static_noise = _clone(noise)
-        static_temperature = temperature._replace(ent_coef=temperature.ent_coef.clone())
-        self._inputs = _leaves((*static_batch, static_noise, static_temperature.ent_coef))
-        arguments = (params, static_batch, static_noise, static_temperature, reward_scale)
+    def _capture(self, arguments: Arguments) -> None:
+        """
+        :param arguments: capture the gradients into a new graph, on inputs of its own that look like these
+        """
+        self._inputs = [tensor.clone() for tensor in arguments.tensors()]
+        params, batch, temperature, reward_scale, noise = arguments.with_tensors(arguments.params, self._inputs)
         # Libraries set themselves up on first use, which a capture does not allow: warm up on another stream first, see
         # https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
         stream = th.cuda.Stream()
         stream.wait_stream(th.cuda.current_stream())
         with th.cuda.stream(stream):
             for _ in range(3):
-                self._inner(*arguments)
+                objective_gradients(self.objective, params, batch, noise, temperature, reward_scale)
         th.cuda.current_stream().wait_stream(stream)
         self._graph = th.cuda.CUDAGraph()
         with th.cuda.graph(self._graph):
-            self._outputs = self._inner(*arguments)
-
-
-def _clone(field: Any) -> Any:
-    """:return: a copy of a tensor or of a dict of tensors"""
-    return {key: tensor.clone() for key, tensor in field.items()} if isinstance(field, dict) else field.clone()
+            self._outputs = objective_gradients(self.objective, params, batch, noise, temperature, reward_scale)

@@ -59,7 +59,7 @@ class OptimizerStep:
         for optimizer, params, adam in zip(self.optimizers, self._params, self._adams, strict=True):
             complete = True
             for param in params:
-                param.grad = next(remaining)
+                param.grad = _in_layout_of(param, next(remaining))
                 complete = complete and param.grad is not None
             if max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(params, max_grad_norm)
@@ -106,6 +106,17 @@ class _FusedAdamState:
         """:return: what must be equal to share a call of the kernel"""
         group = self.optimizer.param_groups[0]
         return (type(self.optimizer), *(group[name] for name in _HYPERPARAMETERS))
+
+
+def _in_layout_of(param: th.Tensor, gradient: th.Tensor | None) -> th.Tensor | None:
+    """
+    :param param: a parameter
+    :param gradient: its gradient; a convolution's may come in another memory format, which the fused kernel would misread
+    :return: the gradient in the parameter's own memory format, as ``backward()`` would have left it
+    """
+    if gradient is None or gradient.stride() == param.stride():
+        return gradient
+    return th.empty_like(param).copy_(gradient)
 
 
 def _is_plain_fused_adam(optimizer: th.optim.Optimizer) -> bool:

@@ -100,12 +100,12 @@ _KNOWN_MODULES: frozenset[type[nn.Module]] = frozenset(
 )
 
 
-def has_only_known_modules(network: nn.Module) -> bool:
+def is_known_module(module: nn.Module) -> bool:
     """
-    :param network: any network
-    :return: whether it is built of nothing but plain layers, which compute the same in training and in evaluation mode
+    :param module: any module
+    :return: whether it is a plain layer or network, which computes the same in training and in evaluation mode
     """
-    return all(type(module) in _KNOWN_MODULES for module in network.modules())
+    return type(module) in _KNOWN_MODULES
 
 
 class SACVPolicy(SACPolicy):
@@ -213,7 +213,7 @@ class SACVPolicy(SACPolicy):
         """
         networks = (self.actor, self.critic, self.value)
         if self._depends_on_mode is None:
-            self._depends_on_mode = not all(has_only_known_modules(network) for network in networks)
+            self._depends_on_mode = not all(is_known_module(module) for net in networks for module in net.modules())
         for network in networks:
             if network.training != mode:
                 if self._depends_on_mode:

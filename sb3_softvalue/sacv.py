@@ -1,35 +1,39 @@
 """SACV: the original Soft Actor-Critic, with its state-value network, as a Stable-Baselines3 algorithm."""
 
+import copy
 import io
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule, TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    PyTorchObs,
+    Schedule,
+    TensorDict,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from stable_baselines3.sac.sac import SAC
 
 from sb3_softvalue import checks, update
+from sb3_softvalue.batches import sample_batches
 from sb3_softvalue.execution import EXECUTIONS, Executor
 from sb3_softvalue.optimizers import OptimizerStep
 from sb3_softvalue.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SACVPolicy, ValueNetwork, no_critic_target
 
 SelfSACV = TypeVar("SelfSACV", bound="SACV")
-
-# Buffers that draw each transition by itself, so that one large sample is as good as several small ones
-_CHUNKED_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
-# Largest sample taken from the buffer in one go
-_CHUNK_BYTES = 32 * 1024**2
 
 
 class SACV(SAC):
@@ -258,11 +262,13 @@ class SACV(SAC):
         self.policy.set_training_mode(True)
         step = self._prepare_optimizers()
         reward_scale = self._current_reward_scale()
-        self._executor.prepare(self._n_updates + max(gradient_steps, self._updates_to_come()))
+        self._executor.prepare(self._n_updates + gradient_steps + self._updates_to_come())
         self._resolved_execution = self._executor.resolved
 
         metrics = []
-        for batch in self._sample_batches(gradient_steps, batch_size):
+        assert self.replay_buffer is not None
+        sampling = (self.replay_buffer, gradient_steps, batch_size, self.gamma, self.device, self._vec_normalize_env)
+        for batch in sample_batches(*sampling):
             gradients, step_metrics = self._executor(
                 step.params, batch, self._draw_noise(batch_size), self._temperature(), reward_scale
             )
@@ -281,7 +287,7 @@ class SACV(SAC):
             print(line)
 
     def _updates_to_come(self) -> float:
-        """:return: gradient steps until the end of this ``learn()``, 0 where one cannot know"""
+        """:return: gradient steps after this ``train()`` until the end of ``learn()``, 0 where one cannot know"""
         timesteps = max(0, self._total_timesteps - self.num_timesteps)
         if self.gradient_steps < 0:
             return timesteps
@@ -324,25 +330,6 @@ class SACV(SAC):
         if callable(self.reward_scale):
             self.logger.record("train/reward_scale", reward_scale)
         return reward_scale
-
-    def _sample_batches(self, gradient_steps: int, batch_size: int) -> Iterator[update.Batch]:
-        """
-        Batches for several gradient steps, taken from the buffer in few large samples where that changes nothing.
-
-        :param gradient_steps: number of batches
-        :param batch_size: transitions in each
-        """
-        assert self.replay_buffer is not None
-        chunk = 1
-        if type(self.replay_buffer) in _CHUNKED_BUFFERS:
-            chunk = max(1, _CHUNK_BYTES // (batch_size * _transition_bytes(self.observation_space)))
-        while gradient_steps > 0:
-            n_batches = min(chunk, gradient_steps)
-            samples = self.replay_buffer.sample(n_batches * batch_size, env=self._vec_normalize_env)
-            discounts = self.gamma if samples.discounts is None else samples.discounts
-            batch = update.Batch(*samples[:5], discounts)
-            yield from [batch] if n_batches == 1 else update.split_batch(batch, n_batches)
-            gradient_steps -= n_batches
 
     def _draw_noise(self, batch_size: int) -> th.Tensor | None:
         """
@@ -543,6 +530,22 @@ class SACV(SAC):
             model._setup_ent_coef()
         return model
 
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary, see ``BaseAlgorithm.set_parameters``.
+
+        :param load_path_or_dict: path or file-like (see ``save``), or a copy of what ``get_parameters`` returned
+        :param exact_match: If True, the given parameters should include parameters for each module and each of their
+            parameters, otherwise raises an Exception.
+        :param device: Device on which the code should run.
+        """
+        if isinstance(load_path_or_dict, dict):
+            # PyTorch's optimizers keep the tensors they load, so that two models would go on with one state between them
+            load_path_or_dict = copy.deepcopy(load_path_or_dict)
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
@@ -583,12 +586,3 @@ def _schedule(value: float | Schedule) -> FloatSchedule:
     :return: function of the remaining progress that returns a Python float
     """
     return FloatSchedule(value if callable(value) else float(value))
-
-
-def _transition_bytes(observation_space: spaces.Space) -> int:
-    """
-    :return: about how many bytes the two observations of a transition take
-    """
-    if isinstance(observation_space, spaces.Dict):
-        return sum(_transition_bytes(space) for space in observation_space.values())
-    return 2 * 8 * max(1, math.prod(observation_space.shape or ()))

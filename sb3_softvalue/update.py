@@ -5,7 +5,7 @@ stop-gradients of the paper each network receives exactly its own loss's gradien
 forward and one backward pass make the update. Nothing here knows replay buffers or how the step is executed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch as th
@@ -35,23 +35,18 @@ class Batch(NamedTuple):
     discounts: th.Tensor | float
     """γ, or the buffer's own discounts for n-step returns"""
 
+    def leaves(self) -> list[Any]:
+        """:return: the fields in order, dict observations opened"""
+        return [leaf for field in self for leaf in (field.values() if isinstance(field, dict) else [field])]
 
-def split_batch(batch: Batch, n_batches: int) -> list[Batch]:
-    """
-    Split a large sample into batches that are each like a sample of their own. Taken with a stride, because
-    ``HerReplayBuffer`` puts real transitions before virtual ones.
-
-    :param batch: n_batches * batch_size transitions
-    :param n_batches: number of parts
-    :return: batches of batch_size transitions, contiguous in memory
-    """
-
-    def part(field: PyTorchObs | float, index: int) -> Any:
-        if isinstance(field, dict):
-            return {key: part(tensor, index) for key, tensor in field.items()}
-        return field[index::n_batches].contiguous() if isinstance(field, th.Tensor) else field
-
-    return [Batch(*(part(field, index) for field in batch)) for index in range(n_batches)]
+    def with_leaves(self, leaves: Iterable[Any]) -> "Batch":
+        """
+        :param leaves: in place of ``leaves()``, in the same order
+        :return: a batch of the same structure
+        """
+        new = iter(leaves)
+        fields: list[Any] = [{key: next(new) for key in f} if isinstance(f, dict) else next(new) for f in self]
+        return Batch(*fields)
 
 
 class Temperature(NamedTuple):
@@ -185,7 +180,7 @@ class JointObjective(nn.Module):
 
 
 def objective_gradients(
-    objective: JointObjective,
+    objective: Callable[..., tuple[th.Tensor, Metrics]],
     params: Sequence[th.Tensor],
     batch: Batch,
     noise: th.Tensor | None,
@@ -195,7 +190,7 @@ def objective_gradients(
     """
     Gradients of the joint objective by one backward pass: the reference that every other execution has to agree with.
 
-    :param objective: the joint objective
+    :param objective: the joint objective, or a function that evaluates it at other parameters
     :param params: what to differentiate by: the parameters of all optimizers
     :param batch: transitions
     :param noise: see ``JointObjective.forward``

@@ -1,5 +1,8 @@
 """Every execution of the update against the eager one, and which of them is chosen when."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -7,11 +10,14 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
-from stable_baselines3.common.env_util import DummyVecEnv
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch._dynamo.utils import counters
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_softvalue import SACV, execution
+from sb3_softvalue.fusion import FuseProductEpilogues
+from sb3_softvalue.update import objective_gradients
 from tests.helpers import (
     BatchNormDropoutExtractor,
     ClockEnv,
@@ -299,7 +305,7 @@ class TestChoice:
 
 
 def test_failing_compiler(monkeypatch, capsys):
-    def no_compiler(objective: Any) -> Any:
+    def no_compiler(*args: Any) -> Any:
         raise OSError("no C++ compiler found\nand a long story")
 
     monkeypatch.setattr(execution, "_compile", no_compiler)
@@ -310,7 +316,135 @@ def test_failing_compiler(monkeypatch, capsys):
     assert_same(everything(model), everything(expected))
     assert "Update executed by 'eager': 'compiled' failed with no C++ compiler found\n" in capsys.readouterr().out
     explicit = filled(box_env(), execution="compiled")
-    before = explicit.get_parameters()
-    with pytest.raises(RuntimeError, match="'compiled' failed, use execution='auto' or 'eager': no C\\+\\+ compiler found$"):
+    before = copy.deepcopy(explicit.policy.state_dict())
+    with pytest.raises(RuntimeError, match=r"use execution='auto' or 'eager': no C\+\+ compiler found$"):
         run(explicit)
-    assert_same(explicit.get_parameters(), before)
+    assert_same(explicit.policy.state_dict(), before)
+
+
+class TestCudaGraphPlumbing:
+    """What surrounds a CUDA graph, with a graph that computes on the CPU what it has captured when it is replayed."""
+
+    @pytest.fixture(autouse=True)
+    def captures(self, monkeypatch) -> list[Any]:
+        """One entry for each capture."""
+        calls: list[Any] = []
+        captures: list[Any] = []
+
+        def recorded(*args: Any) -> Any:
+            outputs = objective_gradients(*args)
+            calls.append((args, outputs))
+            return outputs
+
+        class Graph:
+            def replay(self) -> None:
+                args, (gradients, metrics) = self.captured
+                new_gradients, new_metrics = objective_gradients(*args)
+                for tensor, new in zip((*gradients, metrics), (*new_gradients, new_metrics), strict=True):
+                    tensor.copy_(new)
+
+        @contextmanager
+        def capture(graph: Any) -> Iterator[None]:
+            yield
+            graph.captured = calls[-1]
+            captures.append(graph)
+
+        class Stream:
+            def wait_stream(self, stream: Any) -> None:
+                pass
+
+        monkeypatch.setattr(execution, "objective_gradients", recorded)
+        monkeypatch.setattr(execution, "unavailable", lambda *args: None)
+        monkeypatch.setattr(th.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(th.cuda, "graph", capture)
+        monkeypatch.setattr(th.cuda, "Stream", Stream)
+        monkeypatch.setattr(th.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(th.cuda, "current_stream", Stream)
+        return captures
+
+    @pytest.mark.parametrize("name", SCENARIOS)
+    def test_agrees_with_eager(self, name, captures):
+        expected, model = prepared(name, "eager"), prepared(name, "cuda_graph")
+        expected_logs, logs = run(expected), run(model)
+        assert_agree(model, expected, rtol=0, atol=0)
+        assert logs == expected_logs
+        assert len(captures) == 1
+
+    def test_captures_again_when_it_must(self, captures, tmp_path):
+        other = prepared("plain", "eager")
+        run(other, ((7, 1.0),))
+        models = [prepared("plain", "eager"), prepared("plain", "cuda_graph")]
+        for model in models:
+            run(model, ((5, 1.0),))
+            # In place: the addresses stay
+            model.set_parameters(other.get_parameters())
+            run(model, ((5, 1.0),))
+        assert len(captures) == 1
+        for model in models:
+            # Other storages under the same parameters
+            model.policy.load_from_vector(model.policy.parameters_to_vector() * 0.9)
+            run(model, ((5, 1.0),))
+        assert len(captures) == 2
+        for model in models:
+            run(model, ((1, 1.0),))
+            model.train(3, batch_size=16)
+        assert len(captures) == 3
+        models = [save_and_load(model, tmp_path / "model") for model in models]
+        for model in models:
+            run(model, ((5, 1.0),))
+        assert len(captures) == 4
+        assert_agree(models[1], models[0], rtol=0, atol=0)
+
+
+def test_modules_with_changing_attributes(monkeypatch):
+    """The forward pass of a module that is not a plain layer may depend on its attributes: its graph must not outlive them."""
+
+    class Scaled(FlattenExtractor):
+        scale = 1.0
+
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return self.scale * super().forward(observations)
+
+    models = [
+        filled(box_env(), policy_kwargs=dict(net_arch=[8], features_extractor_class=Scaled), execution=how)
+        for how in ("eager", "compiled")
+    ]
+    for scale in (0.5, 2.0):
+        for model in models:
+            for network in (model.actor, model.critic, model.value, model.value_target):
+                network.features_extractor.scale = scale
+            run(model, ((5, 1.0),))
+        assert_agree(models[1], models[0], **TOLERANCE["float32 Adam"])
+    # A new graph for each number is not what one wants forever
+    monkeypatch.setattr(execution, "_MAX_GRAPHS", 2)
+    models[1].actor.features_extractor.scale = 3.0
+    with pytest.raises(RuntimeError, match="shapes or modules have changed 2 times"):
+        run(models[1], ((1, 1.0),))
+
+
+def test_data_dependent_code_is_not_frozen_into_a_graph():
+    class Branching(FlattenExtractor):
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return super().forward(observations) * (2.0 if observations.sum() > 0 else 1.0)
+
+    model = filled(box_env(), policy_kwargs=dict(features_extractor_class=Branching), execution="compiled")
+    with pytest.raises(RuntimeError, match="execution='compiled' failed"):
+        run(model)
+    assert model._n_updates == 0
+
+
+def test_fused_epilogues():
+    """The compiler pass on a graph: the same numbers, no bias copied, no product with one column."""
+
+    def function(bias: th.Tensor, left: th.Tensor, right: th.Tensor, column: th.Tensor) -> th.Tensor:
+        return th.addmm(bias, left, right).relu() + th.mm(column, right[:1])
+
+    tensors = (th.randn(5), th.randn(4, 3), th.randn(3, 5), th.randn(4, 1))
+    module = make_fx(function, tracing_mode="fake")(*tensors)
+    assert {"addmm", "mm"} <= {str(node.target).split(".")[1] for node in module.graph.nodes if node.op == "call_function"}
+    FuseProductEpilogues()(module.graph)
+    module.recompile()
+    targets = [str(node.target).split(".")[1] for node in module.graph.nodes if node.op == "call_function"]
+    assert targets.count("mm") == 1 and "addmm" not in targets and "mul" in targets
+    th.testing.assert_close(module(*tensors), function(*tensors))
+    assert FuseProductEpilogues().uuid() == FuseProductEpilogues().uuid()

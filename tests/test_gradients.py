@@ -205,17 +205,3 @@ def test_fixed_temperature_has_no_loss():
     model = double_model(ent_coef=0.3)
     _, metrics = evaluate(model, *random_batch())
     assert metrics.ent_coef_loss.item() == 0.0
-
-
-def test_split_batch_takes_a_stride():
-    # HerReplayBuffer puts real transitions before virtual ones: a contiguous half would hold one kind only
-    rows = th.arange(6.0).reshape(-1, 1)
-    batch = update.Batch({"key": rows}, rows, {"key": rows}, rows, rows, 0.5)
-    first, second = update.split_batch(batch, 2)
-    for part, expected in ((first, [0.0, 2.0, 4.0]), (second, [1.0, 3.0, 5.0])):
-        assert part.rewards.flatten().tolist() == expected
-        assert part.observations["key"].flatten().tolist() == expected
-        assert part.rewards.is_contiguous()
-        assert part.discounts == 0.5
-    n_step = update.split_batch(batch._replace(discounts=rows), 3)
-    assert [part.discounts.flatten().tolist() for part in n_step] == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]

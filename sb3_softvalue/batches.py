@@ -1,0 +1,124 @@
+"""Batches for several gradient steps, taken from SB3's replay buffers in few large samples and sent in one copy each."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_softvalue.update import Batch
+
+# Buffers that draw each transition by itself, so that one large sample is as good as several small ones
+_CHUNKED_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
+# Largest sample taken from the buffer in one go
+CHUNK_BYTES = 32 * 1024**2
+# Where a tensor may begin in a packed chunk; a multiple of every element size
+_ALIGNMENT = 16
+
+
+def sample_batches(
+    buffer: ReplayBuffer,
+    n_batches: int,
+    batch_size: int,
+    gamma: float,
+    device: th.device,
+    env: VecNormalize | None = None,
+) -> Iterator[Batch]:
+    """
+    Draw the batches of several gradient steps.
+
+    :param buffer: to sample from; the random numbers are the buffer's own
+    :param n_batches: how many
+    :param batch_size: transitions in each
+    :param gamma: discount where the buffer has none of its own
+    :param device: of the batches
+    :param env: to normalize observations and rewards with
+    :return: batches in memory of their own, each like a single sample of the buffer
+    """
+    chunk = 1
+    if type(buffer) in _CHUNKED_BUFFERS:
+        chunk = max(1, CHUNK_BYTES // (batch_size * _transition_bytes(buffer.observation_space)))
+    while n_batches > 0:
+        size = min(chunk, n_batches)
+        if device.type == "cuda":
+            yield from send(split(_sample_on_cpu(buffer, size * batch_size, gamma, env), size), device)
+        else:
+            yield from split(_sample(buffer, size * batch_size, gamma, env), size)
+        n_batches -= size
+
+
+def _sample(buffer: ReplayBuffer, size: int, gamma: float, env: VecNormalize | None) -> Batch:
+    """:return: one sample of the buffer, with discounts"""
+    samples = buffer.sample(size, env=env)
+    return Batch(*samples[:5], gamma if samples.discounts is None else samples.discounts)
+
+
+def _sample_on_cpu(buffer: ReplayBuffer, size: int, gamma: float, env: VecNormalize | None) -> Batch:
+    """:return: one sample of the buffer that stays on the CPU, where the buffer would send each of its tensors by itself"""
+    device, buffer.device = buffer.device, th.device("cpu")
+    try:
+        return _sample(buffer, size, gamma, env)
+    finally:
+        buffer.device = device
+
+
+def split(batch: Batch, n_batches: int) -> list[Batch]:
+    """
+    Split a large sample into batches that are each like a sample of their own. Taken with a stride, because
+    ``HerReplayBuffer`` puts real transitions before virtual ones.
+
+    :param batch: n_batches * batch_size transitions
+    :param n_batches: number of parts
+    :return: batches of batch_size transitions, contiguous in memory
+    """
+    if n_batches == 1:
+        return [batch]
+
+    def part(leaf: th.Tensor | float, index: int) -> th.Tensor | float:
+        return leaf[index::n_batches].contiguous() if isinstance(leaf, th.Tensor) else leaf
+
+    return [batch.with_leaves(part(leaf, index) for leaf in batch.leaves()) for index in range(n_batches)]
+
+
+def send(batches: list[Batch], device: th.device) -> list[Batch]:
+    """
+    Send batches to a GPU in one copy from pinned memory, without waiting for it: the copy of each small tensor by itself
+    costs a launch and a synchronization.
+
+    :param batches: on the CPU
+    :param device: where to
+    :return: the same batches there
+    """
+    leaves = [leaf for batch in batches for leaf in batch.leaves()]
+    starts = [0]
+    for leaf in leaves:
+        n_bytes = leaf.nbytes if isinstance(leaf, th.Tensor) else 0
+        starts.append(starts[-1] + math.ceil(n_bytes / _ALIGNMENT) * _ALIGNMENT)
+
+    def view(packed: th.Tensor, leaf: th.Tensor | float, start: int) -> Any:
+        """The place of a leaf in the packed bytes."""
+        if not isinstance(leaf, th.Tensor):
+            return leaf
+        return packed[start : start + leaf.nbytes].view(leaf.dtype).view(leaf.shape)
+
+    packed = th.empty(starts[-1], dtype=th.uint8, pin_memory=device.type == "cuda")
+    for leaf, start in zip(leaves, starts, strict=False):
+        if isinstance(leaf, th.Tensor):
+            view(packed, leaf, start).copy_(leaf)
+    packed = packed.to(device, non_blocking=True)
+    sent = (view(packed, leaf, start) for leaf, start in zip(leaves, starts, strict=False))
+    return [batch.with_leaves(itertools.islice(sent, len(batch.leaves()))) for batch in batches]
+
+
+def _transition_bytes(observation_space: spaces.Space) -> int:
+    """
+    :return: about how many bytes the two observations of a transition take
+    """
+    if isinstance(observation_space, spaces.Dict):
+        return sum(_transition_bytes(space) for space in observation_space.values())
+    return 2 * 8 * max(1, math.prod(observation_space.shape or ()))
