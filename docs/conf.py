@@ -1,5 +1,7 @@
 """Configuration of the documentation: ``make doc`` builds it with every warning an error."""
 
+import inspect
+
 import sb3_softvalue
 
 project = "sb3_softvalue"
@@ -31,13 +33,19 @@ html_title = f"sb3_softvalue {release}"
 html_theme_options = {"navigation_depth": 3}
 
 
-def escape(app, what, name, obj, options, lines):  # noqa: ANN001, PLR0913
+# Sphinx takes the types of a class's arguments from the class's attributes of the same name
+sb3_softvalue.SACV.__annotations__["policy"] = inspect.signature(sb3_softvalue.SACV.__init__).parameters["policy"].annotation
+
+
+def escape(app, what, name, obj, options, lines):
     """Docstrings are plain text with ``literals``: the * and | of their mathematics are no markup."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()  # namedtuple's own words for a field without any
     for index, line in enumerate(lines):
         parts = line.split("``")
         parts[::2] = [part.replace("*", r"\*").replace("|", r"\|") for part in parts[::2]]
         lines[index] = "``".join(parts)
 
 
-def setup(app):  # noqa: ANN001
+def setup(app):
     app.connect("autodoc-process-docstring", escape)

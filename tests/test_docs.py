@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -141,7 +142,7 @@ def check_command(words: list[str]) -> None:
         project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         if not any("gymnasium" in argument for argument in arguments):
             assert all(re.search(rf"^{extra} = \[", project, flags=re.MULTILINE) for extra in asked), words
-        for flag, path in zip(arguments, arguments[1:], strict=False):
+        for flag, path in pairwise(arguments):
             assert flag not in ("-c", "-r") or (ROOT / path).is_file(), words
     elif program == "sb3-softvalue":
         front_end = next(argument for argument in arguments if not argument.startswith("-") or argument == "--help")
