@@ -39,8 +39,9 @@ sb3_softvalue.SACV.__annotations__["policy"] = inspect.signature(sb3_softvalue.S
 
 def escape(app, what, name, obj, options, lines):
     """Docstrings are plain text with ``literals``: the * and | of their mathematics are no markup."""
-    if lines and lines[0].startswith("Alias for field number"):
-        lines.clear()  # namedtuple's own words for a field without any
+    of_type = (inspect.getdoc(type(obj)) or "").partition("\n")[0]
+    if lines and (lines[0].startswith("Alias for field number") or (what == "data" and lines[0] == of_type)):
+        lines.clear()  # the words of namedtuple, or of int, for what has none of its own
     for index, line in enumerate(lines):
         parts = line.split("``")
         parts[::2] = [part.replace("*", r"\*").replace("|", r"\|") for part in parts[::2]]
