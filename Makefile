@@ -15,6 +15,11 @@ test: type check-codestyle pytest
 pytest: $(VENV)/.with-tests
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
 
+# RL Zoo's front-ends, each in a process of its own. For films of MuJoCo tasks without a display: apt-get install libegl1 libgl1-mesa-dri
+test-zoo: $(VENV)/.with-tests
+	$(INSTALL) "gymnasium[box2d]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cli.py tests/test_zoo.py tests/test_zoo_front_ends.py tests/test_zoo_workers.py -m "slow or not slow"
+
 type: $(VENV)/.with-tests
 	$(BIN)/mypy
 
@@ -34,7 +39,7 @@ commit-checks: format type lint
 doc: $(VENV)/.with-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-benchmark: $(VENV)/.with-tests
+benchmark: $(VENV)/.with-benchmarks
 	$(BIN)/python benchmarks/throughput.py --threads 2
 
 clean:

@@ -1,0 +1,150 @@
+"""What the zoo's front-ends need around them to work everywhere: no display, no ffmpeg, no `python` on the path, ..."""
+
+import atexit
+import ctypes.util
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rl_zoo3.utils import ALGOS
+
+from sb3_softvalue.sacv import SACV
+from sb3_softvalue.zoo.registration import extend
+
+
+def prepare(front_end: str, arguments: list[str]) -> None:
+    """
+    Make this process ready for one of the zoo's front-ends.
+
+    :param front_end: its name
+    :param arguments: its arguments
+    :raises ValueError: if something is missing that cannot be replaced
+    """
+    if front_end in ("enjoy", "record_video", "push_to_hub"):
+        ALGOS["sacv"] = PlayedSACV
+    if front_end == "enjoy":
+        _check_display(arguments)
+    if front_end in ("record_video", "record_training", "push_to_hub"):
+        _draw_without_display()
+    if front_end in ("record_training", "benchmark"):
+        extend(subprocess, "call", _call_this_launcher)
+    if front_end == "record_training":
+        _provide_ffmpeg()
+        _provide_font()
+    if front_end == "push_to_hub":
+        _provide_generate_metadata()
+    if front_end in ("plot_train", "all_plots", "plot_from_file"):
+        _save_figures_without_display(front_end)
+
+
+class PlayedSACV(SACV):
+    """SACV loaded to be played: with a replay buffer of one, which the zoo gives only to the algorithms on its own list."""
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> Any:
+        return SACV.load(*args, **{"buffer_size": 1, "optimize_memory_usage": False, **kwargs})
+
+
+# push_to_hub writes the name on the model card
+PlayedSACV.__name__ = "SACV"
+
+
+def has_display() -> bool:
+    """:return: whether a window can be opened"""
+    return sys.platform != "linux" or any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
+
+
+def _check_display(arguments: list[str]) -> None:
+    """MuJoCo without a display ends the process with a C assertion, others draw where nobody looks."""
+    if not has_display() and not {"--no-render", "-h", "--help"} & set(arguments):
+        raise ValueError("There is no display to draw on: add --no-render, or film the agent with record_video.")
+
+
+def _draw_without_display() -> None:
+    """Choose what MuJoCo draws with, see https://mujoco.readthedocs.io/en/stable/programming/index.html#using-opengl."""
+    if not has_display() and "MUJOCO_GL" not in os.environ:
+        only_osmesa = ctypes.util.find_library("OSMesa") and not ctypes.util.find_library("EGL")
+        os.environ["MUJOCO_GL"] = "osmesa" if only_osmesa else "egl"
+
+
+def _call_this_launcher(original: Callable[..., int], command: list[str], *args: Any, **kwargs: Any) -> int:
+    """``subprocess.call``: the zoo's ``python -m rl_zoo3.X`` and ``python X.py`` know no sacv, and may be another Python."""
+    launcher = [sys.executable, "-m", "sb3_softvalue.zoo"]
+    if command[:3] == ["python", "-m", "rl_zoo3.record_video"]:
+        command = [*launcher, "record_video", *command[3:]]
+    elif command[:2] == ["python", "enjoy.py"]:
+        command = [*launcher, "enjoy", *command[2:]]
+    return original(command, *args, **kwargs)
+
+
+def _provide_ffmpeg() -> None:
+    """Put the ffmpeg that moviepy uses on the path under its plain name, if there is none."""
+    if shutil.which("ffmpeg"):
+        return
+    try:
+        import imageio_ffmpeg
+
+        binary = imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(
+            'record_training needs ffmpeg to join its films: pip install imageio-ffmpeg (part of "sb3_softvalue[zoo]") '
+            "or install ffmpeg (Debian: apt-get install ffmpeg)."
+        ) from error
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    Path(folder.name, "ffmpeg").symlink_to(binary)
+    os.environ["PATH"] = os.pathsep.join([folder.name, os.environ.get("PATH", "")])
+
+
+def _provide_font() -> None:
+    """ffmpeg writes the name of the checkpoint into the film: give it Matplotlib's font where the system has none."""
+    if "FONTCONFIG_FILE" in os.environ or any(Path("/usr/share/fonts").rglob("*.[ot]tf")):
+        return
+    from matplotlib import get_data_path
+
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    config = Path(folder.name, "fonts.conf")
+    fonts = f"<dir>{get_data_path()}/fonts/ttf</dir><cachedir>{folder.name}</cachedir>"
+    config.write_text(f'<?xml version="1.0"?><fontconfig>{fonts}</fontconfig>')
+    os.environ["FONTCONFIG_FILE"] = str(config)
+
+
+def _provide_generate_metadata() -> None:
+    """rl_zoo3 2.9.2 imports a function that sb3-team-hf-integration 3.2 has only under another name."""
+    # The package has a function of the module's name
+    hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")
+    if hasattr(hub, "generate_metadata"):
+        return
+    if not hasattr(hub, "_generate_metadata"):
+        raise ValueError(
+            "push_to_hub of RL Zoo does not work with the installed sb3-team-hf-integration: "
+            "upload the folder of the run with `hf upload YOUR_NAME/REPOSITORY FOLDER`."
+        )
+    hub.generate_metadata = lambda *args: hub._generate_metadata(*args).to_dict()
+
+
+def _save_figures_without_display(front_end: str) -> None:
+    """
+    :param front_end: its name, the beginning of the names of the files
+    """
+    from matplotlib import pyplot as plt
+
+    if plt.get_backend().lower() != "agg":
+        return
+    numbers = iter(range(1, 1000))
+
+    def save_instead(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        for figure in map(plt.figure, plt.get_fignums()):
+            path = f"{front_end}-{next(numbers)}.png"
+            figure.savefig(path)
+            print(f"No display: figure saved to {path}")
+        plt.close("all")
+
+    extend(plt, "show", save_instead)

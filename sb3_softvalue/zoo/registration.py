@@ -1,0 +1,115 @@
+"""Adds ``sacv`` to what RL Zoo knows, in this process: algorithm, search space, hyperparameters, schedules, callbacks."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rl_zoo3.callbacks
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import ALGOS
+
+from sb3_softvalue.sacv import SACV
+from sb3_softvalue.zoo.search_space import convert_sacv_params, sample_sacv_params
+from sb3_softvalue.zoo.shared_study import create_shared_study
+
+HYPERPARAMS = Path(__file__).with_name("sacv.yml")
+LEARNING_RATES = ("qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate")
+
+
+def register() -> None:
+    """Make the zoo know ``sacv``; calling it again changes nothing."""
+    if "sacv" in ALGOS:
+        return
+    ALGOS["sacv"] = SACV
+    HYPERPARAMS_SAMPLER["sacv"] = sample_sacv_params
+    HYPERPARAMS_CONVERTER["sacv"] = convert_sacv_params
+    extend(ExperimentManager, "__init__", _default_hyperparams)
+    extend(ExperimentManager, "_preprocess_schedules", _more_schedules)
+    extend(ExperimentManager, "load_trial", _say_which_trial)
+    extend(ExperimentManager, "hyperparameters_optimization", _share_study)
+    extend(rl_zoo3.callbacks.ParallelTrainCallback, "_init_callback", _train_sacv_in_parallel)
+
+
+def extend(owner: Any, name: str, extension: Callable[..., Any]) -> None:
+    """
+    Replace a function in place, so that whoever imported the owner before gets it too.
+
+    :param owner: class or module
+    :param name: of the function
+    :param extension: called with the original function and then with the arguments
+    """
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def extended(*args: Any, **kwargs: Any) -> Any:
+        return extension(original, *args, **kwargs)
+
+    static = isinstance(inspect.getattr_static(owner, name), staticmethod)
+    setattr(owner, name, staticmethod(extended) if static else extended)
+
+
+def _default_hyperparams(original: Callable[..., None], manager: ExperimentManager, *args: Any, **kwargs: Any) -> None:
+    """``ExperimentManager.__init__``: without --conf-file, sacv has our file (the zoo looks only into its own folder)."""
+    original(manager, *args, **kwargs)
+    if manager.algo != "sacv":
+        return
+    if not inspect.signature(original).bind(manager, *args, **kwargs).arguments.get("config"):
+        manager.config = str(HYPERPARAMS)
+    # The zoo takes trial 0 for no trial at all
+    if manager.trial_id == 0 and manager.storage and manager.study_name:
+        trial = manager.load_trial(manager.storage, manager.study_name, 0)
+        manager.custom_hyperparams = {**trial, **(manager.custom_hyperparams or {})}
+
+
+def _more_schedules(original: Callable[..., dict[str, Any]], hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """``ExperimentManager._preprocess_schedules``: a learning rate of ours may be "lin_3e-4" too, or None."""
+    hyperparams = original(hyperparams)
+    for name in LEARNING_RATES:
+        if isinstance(hyperparams.get(name), (str, int, float)):
+            hyperparams[name] = original({"learning_rate": hyperparams[name]})["learning_rate"]
+    return hyperparams
+
+
+def _say_which_trial(
+    original: Callable[..., dict[str, Any]],
+    manager: ExperimentManager,
+    storage: str,
+    study_name: str,
+    trial_id: int | None = None,
+    convert: bool = True,
+) -> dict[str, Any]:
+    """``ExperimentManager.load_trial``: says which study or trial is missing instead of "list index out of range"."""
+    try:
+        return original(manager, storage, study_name, trial_id, convert)
+    except (IndexError, KeyError) as error:
+        raise ValueError(
+            f"{storage} has no trial {trial_id} of a study {study_name!r}: give --storage, --study-name and --trial-id "
+            "as the optimization printed them."
+        ) from error
+
+
+def _share_study(original: Callable[..., None], manager: ExperimentManager) -> None:
+    """``ExperimentManager.hyperparameters_optimization``: no trial is lost when one of several workers is killed."""
+    if manager.algo != "sacv" or manager.storage is None:
+        original(manager)
+    else:
+        with create_shared_study(manager.storage, manager.max_total_trials):
+            # The study counts the trials of all workers itself
+            manager.max_total_trials = None
+            original(manager)
+
+
+def _train_sacv_in_parallel(original: Callable[..., None], callback: rl_zoo3.callbacks.ParallelTrainCallback) -> None:
+    """``ParallelTrainCallback._init_callback``: loads its copy with ``SAC.load`` (SACV is one), it has to be ours."""
+    if not isinstance(callback.model, SACV):
+        original(callback)
+        return
+    module: Any = rl_zoo3.callbacks
+    sac, module.SAC = module.SAC, SACV
+    try:
+        original(callback)
+    finally:
+        module.SAC = sac

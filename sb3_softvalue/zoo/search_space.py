@@ -1,0 +1,52 @@
+"""What Optuna searches for SACV: SAC's space of the zoo, the temperature and V's learning rate."""
+
+from typing import Any
+
+import optuna
+from rl_zoo3.hyperparams_opt import convert_offpolicy_params, sample_sac_params
+
+HER = ("n_sampled_goal", "goal_selection_strategy")
+
+
+def sample_sacv_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Sampler for SACV hyperparameters, in the form of the zoo's samplers. Every parameter is in every trial (a learned
+    temperature starts where a fixed one stays), as the multivariate sampler wants it.
+
+    :param trial: of the study
+    :param n_actions: number of action dimensions
+    :param n_envs: number of environments
+    :param additional_args: what the zoo says about the replay buffer
+    :return: arguments of SACV
+    """
+    sac_params = sample_sac_params(trial, n_actions, n_envs, additional_args)
+    params = {
+        "vf_learning_rate": trial.suggest_float("vf_learning_rate", 1e-5, 0.002, log=True),
+        "temperature": trial.suggest_categorical("temperature", ["auto", "fixed"]),
+        "temperature_value": trial.suggest_float("temperature_value", 0.001, 1.0, log=True),
+    }
+    # Display true values
+    trial.set_user_attr("ent_coef", _ent_coef(params))
+    return {**sac_params, "vf_learning_rate": params["vf_learning_rate"], "ent_coef": _ent_coef(params)}
+
+
+def convert_sacv_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param sampled_params: parameters of a trial, as the storage has them
+    :return: arguments of SACV
+    """
+    own = ("temperature", "temperature_value", *HER)
+    params = convert_offpolicy_params({name: value for name, value in sampled_params.items() if name not in own})
+    params["ent_coef"] = _ent_coef(sampled_params)
+    her = {name: sampled_params[name] for name in HER if name in sampled_params}
+    # The zoo's converter hands these two to the algorithm, which does not know them
+    return {**params, "replay_buffer_kwargs": her} if her else params
+
+
+def _ent_coef(params: dict[str, Any]) -> str | float:
+    """
+    :param params: parameters of a trial
+    :return: SACV's ``ent_coef``
+    """
+    value: float = params["temperature_value"]
+    return value if params["temperature"] == "fixed" else f"auto_{value}"

@@ -1,0 +1,77 @@
+"""The command sb3-softvalue where RL Zoo is not installed."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from sb3_softvalue import cli
+
+
+def without_zoo(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process where RL Zoo cannot be imported."""
+    code = f"import sys; sys.modules['rl_zoo3'] = None; {code}"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_importing_the_package_needs_no_zoo() -> None:
+    process = without_zoo("import sb3_softvalue, sb3_softvalue.cli; assert 'optuna' not in sys.modules")
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize(
+    "code", ["from sb3_softvalue.cli import main; main()", "import runpy; runpy._run_module_as_main('sb3_softvalue.zoo')"]
+)
+def test_without_the_extra_one_sentence_says_what_to_install(code: str) -> None:
+    process = without_zoo(code, "train")
+    assert process.returncode == 1
+    assert 'pip install "sb3_softvalue[zoo]"' in process.stderr
+    assert "Traceback" not in process.stderr and process.stderr.count("\n") == 1
+
+
+def test_help_lists_the_front_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["sb3-softvalue", "--help"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    output = capsys.readouterr().out
+    for name, front_end in cli.FRONT_ENDS.items():
+        assert f"sb3-softvalue {name} {front_end.example}" in output
+
+
+def test_an_unknown_front_end_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["sb3-softvalue", "trian"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "choose from" in capsys.readouterr().err
+
+
+def front_end() -> None:
+    """A front-end that ends as its argument says."""
+    assert sys.argv[0] == "sb3-softvalue own"
+    if sys.argv[1:] == ["missing"]:
+        raise ModuleNotFoundError("No module named 'nowhere'")
+    if sys.argv[1:] == ["broken"]:
+        raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["own"], None, ""),
+        (["own", "missing"], SystemExit, "sb3-softvalue own: No module named 'nowhere': install it"),
+        (["--traceback", "own", "missing"], ModuleNotFoundError, "No module named"),
+        (["own", "broken"], RuntimeError, "broken"),
+    ],
+)
+def test_a_front_end_of_our_own_is_one_line(
+    arguments: list[str], error: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cli.FRONT_ENDS, "own", cli.FrontEnd(f"{__name__}:front_end", "an example", ""))
+    monkeypatch.setattr(sys, "argv", ["sb3-softvalue", *arguments])
+    if error is None:
+        cli.main()
+    else:
+        with pytest.raises(error, match=message):
+            cli.main()
