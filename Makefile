@@ -36,11 +36,14 @@ check-codestyle: $(VENV)/.with-tests
 
 commit-checks: format type lint
 
+doc: $(VENV)/.with-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 benchmark: $(VENV)/.with-benchmarks
 	$(BIN)/python benchmarks/throughput.py --threads 2
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.with-%: $(PACKAGE_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
