@@ -17,7 +17,7 @@ from sb3_softvalue.policies import is_known_module
 from sb3_softvalue.update import Batch, JointObjective, Temperature, draws_own_noise, objective_gradients
 
 EXECUTIONS = ("auto", "eager", "compiled", "cuda_graph")
-# Updates after which a compilation has paid for itself on a CPU: measured by benchmarks/throughput.py, see docs/speed.md
+# Updates after which a compilation has paid for itself on a CPU: measured by benchmarks/throughput.py, see docs/guide/speed.md
 BREAK_EVEN_UPDATES = 5_000
 
 Gradients = tuple[Sequence[th.Tensor | None], th.Tensor]
