@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from stable_baselines3.common.utils import check_for_correct_spaces
@@ -251,14 +252,14 @@ class Calibration:
             return cls(**{name: arrays[name] for name in arrays.files})
 
 
-def evaluate_values(model: SACV, env: GymEnv, n_episodes: int = 20, seed: int = 0, n_samples: int = 16) -> Calibration:
+def evaluate_values(model: SACV, env: GymEnv | str, n_episodes: int = 20, seed: int = 0, n_samples: int = 16) -> Calibration:
     """
     Run the frozen policy with sampled actions and compare V with the soft return collected from every visited state, the
     tail bootstrapped with V where an episode was truncated.
 
     :param model: trained or loaded
-    :param env: not the one being trained on; with ``VecNormalize`` if the model was trained with it, with the statistics
-        and settings of the training (also ``norm_reward``); they are not updated here
+    :param env: not the one being trained on (if registered in Gym, can be str); with ``VecNormalize`` if the model was
+        trained with it, with the statistics and settings of the training (also ``norm_reward``), not updated here
     :param n_episodes: complete episodes to run, divided among the environments
     :param seed: of the environments and of the sampled actions; the random state of the caller is left as it was
     :param n_samples: sampled actions for each entropy
@@ -269,7 +270,7 @@ def evaluate_values(model: SACV, env: GymEnv, n_episodes: int = 20, seed: int = 
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
     check_has_value(model)
-    vec_env = model._wrap_env(env, monitor_wrapper=False)
+    vec_env = model._wrap_env(maybe_make_env(env, verbose=0), monitor_wrapper=False)
     check_for_correct_spaces(vec_env, model.observation_space, model.action_space)
     vec_normalize = unwrap_vec_normalize(vec_env)
     if vec_normalize is None and model.get_vec_normalize_env() is not None:

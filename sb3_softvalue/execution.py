@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from sb3_softvalue.optimizers import same_tensors
 from sb3_softvalue.policies import is_known_module
 from sb3_softvalue.update import Batch, JointObjective, Temperature, draws_own_noise, objective_gradients
 
@@ -232,7 +233,7 @@ class CompiledGradients:
     def __init__(self, objective: JointObjective):
         self.objective = objective
         self._scalars = Scalars(next(objective.parameters()).device)
-        self._watched = Watched(objective)
+        self._watched = Watched(objective, ())
         self._compiled: dict[tuple[Any, ...], Callable[..., Sequence[Any]]] = {}
 
     def __call__(
@@ -244,6 +245,8 @@ class CompiledGradients:
         reward_scale: float,
     ) -> Gradients:
         """See ``update.objective_gradients``."""
+        if not self._watched.are_learned(params):
+            self._watched, self._compiled = Watched(self.objective, params), {}
         arguments = Arguments(params, *self._scalars.of(batch, temperature, reward_scale), noise)
         inputs = arguments.tensors()
         key = (self._watched.state(), *_signature(inputs))
@@ -293,20 +296,30 @@ class Watched:
     What a graph of the objective has fixed beside its inputs, to be compared before the graph is used again.
 
     :param objective: the joint objective
+    :param learned: the parameters to differentiate by; all others are constants
     """
 
-    def __init__(self, objective: JointObjective):
+    def __init__(self, objective: JointObjective, learned: Sequence[th.Tensor]):
+        self.learned = learned
         self.names = {id(param): name for name, param in objective.named_parameters()}
-        named_constants: dict[str, th.Tensor] = {
-            name: param for name, param in objective.named_parameters() if not param.requires_grad
-        }
-        named_constants |= dict(objective.named_buffers())
+        ids = set(map(id, learned))
+        named_constants: dict[str, th.Tensor] = dict(objective.named_buffers())
+        named_constants |= {name: param for name, param in objective.named_parameters() if id(param) not in ids}
         self.constant_names = list(named_constants)
         self.constants = list(named_constants.values())
         # Plain layers compute from their parameters alone; about others only their plain attributes can be watched
         self._others = [
             module for network in objective.children() for module in network.modules() if not is_known_module(module)
         ]
+
+    def are_learned(self, params: Sequence[th.Tensor]) -> bool:
+        """
+        :param params: of the next step
+        :return: whether these are the parameters that are learned
+        """
+        if params is not self.learned and same_tensors(params, self.learned):
+            self.learned = params
+        return params is self.learned
 
     def state(self) -> tuple[Any, ...]:
         """:return: hashable, equal as long as no attribute of a module that is not a plain layer has changed"""
@@ -391,7 +404,7 @@ class CudaGraphGradients:
     def __init__(self, objective: JointObjective):
         self.objective = objective
         self._scalars = Scalars(next(objective.parameters()).device)
-        self._watched = Watched(objective)
+        self._watched = Watched(objective, ())
         self._key: tuple[Any, ...] | None = None
         self._graph: Any = None
         self._inputs: list[th.Tensor] = []
@@ -406,6 +419,8 @@ class CudaGraphGradients:
         reward_scale: float,
     ) -> Gradients:
         """See ``update.objective_gradients``; the gradients are overwritten by the next call."""
+        if not self._watched.are_learned(params):
+            self._watched, self._key = Watched(self.objective, params), None
         arguments = Arguments(params, *self._scalars.of(batch, temperature, reward_scale), noise)
         inputs = arguments.tensors()
         addresses = tuple(tensor.data_ptr() for tensor in (*params, *self._watched.constants))

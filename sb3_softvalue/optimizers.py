@@ -1,5 +1,6 @@
 """Stepping the update's optimizers: fused Adam over all networks in one call where that is what the optimizers do anyway."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,13 @@ def optimizer_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
 
 
+def same_tensors(first: Sequence[th.Tensor], second: Sequence[th.Tensor]) -> bool:
+    """
+    :return: whether both hold the same objects in the same order
+    """
+    return len(first) == len(second) and all(map(operator.is_, first, second))
+
+
 class OptimizerStep:
     """
     Step several optimizers at once from the gradients of their parameters.
@@ -34,6 +42,10 @@ class OptimizerStep:
     def __init__(self, optimizers: Sequence[th.optim.Optimizer]):
         self.optimizers = list(optimizers)
         self._params = [optimizer_params(optimizer) for optimizer in self.optimizers]
+        for optimizer in self.optimizers:
+            for param in (param for group in optimizer.param_groups for param in group["params"]):
+                # The gradient from before it was frozen would move it still
+                param.grad = param.grad if param.requires_grad else None
         self.params = [param for params in self._params for param in params]
         self._adams = [
             _FusedAdamState(optimizer) if _is_plain_fused_adam(optimizer) else None for optimizer in self.optimizers
@@ -42,11 +54,12 @@ class OptimizerStep:
     def is_current(self, optimizers: Sequence[th.optim.Optimizer]) -> bool:
         """
         :param optimizers: of the next step
-        :return: whether this object still steps them: same optimizers, their state not replaced by a load
+        :return: whether this object still steps them: same optimizers, their state not replaced by a load, no parameter
+            frozen or released since
         """
         return len(optimizers) == len(self.optimizers) and all(
-            new is old and (adam is None or adam.is_current())
-            for new, old, adam in zip(optimizers, self.optimizers, self._adams, strict=True)
+            new is old and (adam is None or adam.is_current()) and same_tensors(optimizer_params(new), params)
+            for new, old, adam, params in zip(optimizers, self.optimizers, self._adams, self._params, strict=True)
         )
 
     def __call__(self, gradients: Sequence[th.Tensor | None], max_grad_norm: float | None) -> None:

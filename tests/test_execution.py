@@ -422,6 +422,24 @@ def test_modules_with_changing_attributes(monkeypatch):
         run(models[1], ((1, 1.0),))
 
 
+@pytest.mark.parametrize("how", ["eager", *FAST])
+def test_frozen_and_released(how):
+    """Parameters that the user freezes stay, and learn again when released; as with SB3, whose optimizers skip them."""
+    model = filled(box_env(), execution=how, ent_coef=0.1)
+    frozen = model.actor.latent_pi
+    run(model, ((2, 1.0),))
+    for requires_grad in (False, True):
+        frozen.requires_grad_(requires_grad)
+        before = copy.deepcopy([frozen.state_dict(), model.actor.mu.state_dict()])
+        run(model, ((3, 1.0),))
+        moved = [
+            not th.equal(module.state_dict()[key], old[key])
+            for module, old in zip((frozen, model.actor.mu), before, strict=True)
+            for key in old
+        ]
+        assert moved == [requires_grad] * len(before[0]) + [True] * len(before[1])
+
+
 def test_data_dependent_code_is_not_frozen_into_a_graph():
     class Branching(FlattenExtractor):
         def forward(self, observations: th.Tensor) -> th.Tensor:
