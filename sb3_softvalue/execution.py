@@ -29,7 +29,9 @@ class Choice(NamedTuple):
     """What was chosen, and why."""
 
     execution: str
+    """One of eager, compiled and cuda_graph"""
     reason: str
+    """The rest of a sentence"""
 
 
 def unavailable(execution: str, objective: JointObjective, device: th.device) -> str | None:
@@ -269,10 +271,13 @@ class Arguments(NamedTuple):
     """What the gradients depend on, every number of it a tensor."""
 
     params: Sequence[th.Tensor]
+    """Of all optimizers, in order"""
     batch: Batch
     temperature: Temperature
     reward_scale: th.Tensor
+    """Shape ()"""
     noise: th.Tensor | None
+    """Shape (batch, action_dim)"""
 
     def tensors(self) -> list[th.Tensor]:
         """:return: all but the parameters in a fixed order, dict observations opened"""

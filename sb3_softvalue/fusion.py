@@ -15,6 +15,9 @@ class FuseProductEpilogues(CustomGraphPass):
     """
 
     def __call__(self, graph: Graph) -> None:
+        """
+        :param graph: forward and backward pass in ATen operators, rewritten in place
+        """
         for node in list(graph.nodes):
             if node.op == "call_function" and node.target is aten.addmm.default and not node.kwargs:
                 bias, left, right = node.args

@@ -139,7 +139,9 @@ class SACVPolicy(SACPolicy):
     """
 
     value: ValueNetwork
+    """V(s): observations to shape (batch, 1)"""
     value_target: ValueNetwork
+    """V̄(s), same shape; a moving average of V that receives no gradient"""
     # Unknown until the networks are complete
     _depends_on_mode: bool | None = None
 

@@ -111,7 +111,9 @@ class SACV(SAC):
     }
     policy: SACVPolicy
     value: ValueNetwork
+    """V(s), ``policy.value``"""
     value_target: ValueNetwork
+    """V̄(s), ``policy.value_target``"""
 
     def __init__(
         self,
@@ -375,6 +377,17 @@ class SACV(SAC):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSACV:
+        """
+        Train, see ``BaseAlgorithm.learn``.
+
+        :param total_timesteps: steps of the environment, all environments together
+        :param callback: called at every step
+        :param log_interval: log every so many episodes
+        :param tb_log_name: name of the run for TensorBoard
+        :param reset_num_timesteps: whether to count (and log) from zero
+        :param progress_bar: show one, with tqdm and rich
+        :return: the model
+        """
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

@@ -25,9 +25,11 @@ class Batch(NamedTuple):
     """Transitions of one gradient step; every tensor but the observations and actions has shape (batch, 1)."""
 
     observations: PyTorchObs
+    """Shape (batch, *obs_shape), or a dict of such"""
     actions: th.Tensor
     """Actions in [-1, 1], shape (batch, action_dim)"""
     next_observations: PyTorchObs
+    """Like ``observations``"""
     dones: th.Tensor
     """1 where the episode terminated, 0 where it went on or was truncated"""
     rewards: th.Tensor
@@ -64,16 +66,21 @@ class Metrics(NamedTuple):
     """What one gradient step reports: detached scalars, left on the device until ``train()`` reads them once."""
 
     actor_loss: th.Tensor
+    """J_π, Eq. 12"""
     critic_loss: th.Tensor
+    """J_Q, Eq. 7, sum over critics"""
     value_loss: th.Tensor
+    """J_V, Eq. 5"""
     ent_coef: th.Tensor
+    """α before the step"""
     ent_coef_loss: th.Tensor
-    """Zero when the temperature is fixed"""
+    """J_α of the log temperature; zero when the temperature is fixed"""
     entropy: th.Tensor
     """-mean log π(a|s), nats"""
     value_mean: th.Tensor
+    """Mean of V(s), in the unit of the scaled reward"""
     qf_mean: th.Tensor
-    """Mean over critics and batch at the buffer's actions"""
+    """Mean of Q(s, a), in the same unit, over critics and batch at the buffer's actions"""
 
 
 def sample_actions(actor: Actor, observations: PyTorchObs, noise: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
@@ -98,6 +105,7 @@ def draws_own_noise(actor: Actor) -> bool:
     its ``action_log_prob`` must be called instead of ours.
 
     :param actor: the policy network
+    :return: True if so
     """
     return actor.use_sde or type(actor).action_log_prob is not Actor.action_log_prob
 
