@@ -220,7 +220,7 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path, title: str) -> None:
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylabel("speed / speed of SB3's SAC")
     axes.set_title(title)
-    axes.legend(ncols=3, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(names), fontsize=8)
     figure.savefig(path, dpi=130)
 
 
