@@ -28,7 +28,7 @@ def initial_ent_coef(ent_coef: str | float) -> float:
     # AssertionError as in SAC
     assert not learned or value > 0.0, f"The initial value of ent_coef must be greater than 0, got {ent_coef!r}."
     if not 0.0 <= value < math.inf:
-        raise ValueError(f"ent_coef must not be negative, got {ent_coef!r}: use 0 for no entropy bonus.")
+        raise ValueError(f"ent_coef must be finite and not negative, got {ent_coef!r}: use 0 for no entropy bonus.")
     return value
 
 
@@ -42,6 +42,20 @@ def check_number_or_schedule(name: str, value: Any, expected: str, is_valid: Cal
         raise ValueError(
             f"{name} must be a number that is {expected}, or a schedule of the remaining progress, got {value!r}."
         )
+
+
+def finite_number(name: str, value: Any, alternative: str) -> float:
+    """
+    :return: the value as a Python float
+    :raises ValueError: if it is not a finite number
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number or {alternative}, got {value!r}.")
+    return number
 
 
 def _is_number(value: Any) -> bool:
@@ -58,7 +72,7 @@ def check_policy(policy: str | type[BasePolicy]) -> None:
     if isinstance(policy, type) and not issubclass(policy, SACVPolicy):
         raise ValueError(
             f"{policy.__module__}.{policy.__qualname__} has no value network: use MlpPolicy, CnnPolicy or MultiInputPolicy "
-            "of sb3_softvalue or a subclass of its SACVPolicy (a model saved by SB3's SAC is loaded with SAC.load)."
+            "of sb3_softvalue or a subclass of its SACVPolicy (a model that SB3's SAC saved is loaded with SAC.load)."
         )
 
 
@@ -88,6 +102,10 @@ def check_action_space(action_space: spaces.Space) -> None:
     assert np.all(np.isfinite(action_space.low)) and np.all(np.isfinite(action_space.high)), (
         f"SACV squashes actions into finite bounds but the environment has {action_space}: give its Box finite low and high, "
         "for instance with gymnasium.wrappers.TransformAction."
+    )
+    assert np.all(action_space.low < action_space.high), (
+        f"SACV scales actions from their bounds but the environment has {action_space}, where a lower bound is not below its "
+        "upper one: leave out the dimension that cannot vary."
     )
 
 

@@ -1,6 +1,6 @@
 """Policies of SACV: SB3's SAC actor and critics, beside them a state-value network and its target."""
 
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch as th
 from gymnasium import spaces
@@ -146,9 +146,9 @@ class SACVPolicy(SACPolicy):
     _depends_on_mode: bool | None = None
 
     def _build(self, lr_schedule: Schedule) -> None:
-        n_critics = cast(int, self.critic_kwargs["n_critics"])
-        if n_critics < 1:
-            raise ValueError(f"n_critics must be at least 1, got {n_critics}.")
+        n_critics = self.critic_kwargs["n_critics"]
+        if not isinstance(n_critics, int) or n_critics < 1:
+            raise ValueError(f"n_critics must be a whole number of at least 1, got {n_critics!r}.")
         unknown = set(self.net_arch) - {"pi", "qf", "vf"} if isinstance(self.net_arch, dict) else set()
         if unknown:
             raise ValueError(f"net_arch has no network {sorted(unknown)}: use 'pi', 'qf' and 'vf' (as 'qf' when left out).")
@@ -209,7 +209,8 @@ class SACVPolicy(SACPolicy):
         Put the policy in either training or evaluation mode; the target value stays in evaluation mode.
 
         This affects certain modules, such as batch normalisation and dropout. ``predict()`` asks for evaluation mode at
-        every environment step: all modules are walked only where one of them depends on the mode and it changes.
+        every environment step: all modules are walked only where one of them depends on the mode and it changes. Which
+        modules there are is looked up once, at the first call.
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """

@@ -203,13 +203,9 @@ class SACV(SAC):
         # Not SAC's: it builds on a twin Q target, which does not exist here
         super(SAC, self)._setup_model()
         self._create_aliases()
-        self._update_target = update.TargetUpdate(self.value, self.value_target)
-        self._optimizer_step: OptimizerStep | None = None
-        objective = update.JointObjective(self.policy, self.action_prior)
-        self._executor = Executor(self.execution, objective, self.device, self._resolved_execution, self._announce)
-        # 'auto' is minus the number of action dimensions, other strings are an error
-        auto = self.target_entropy == "auto"
-        self.target_entropy = -float(get_action_dim(self.action_space)) if auto else float(self.target_entropy)
+        if self.target_entropy == "auto":
+            self.target_entropy = -float(get_action_dim(self.action_space))
+        self.target_entropy = checks.finite_number("target_entropy", self.target_entropy, "'auto'")
         self._setup_ent_coef()
 
     def _setup_lr_schedule(self) -> None:
@@ -218,12 +214,33 @@ class SACV(SAC):
         self._schedules = {
             name: self.lr_schedule if value is None else _schedule(value)
             for name, value in (
+                ("learning_rate", None),
                 ("qf_learning_rate", self.qf_learning_rate),
                 ("vf_learning_rate", self.vf_learning_rate),
                 ("ent_coef_learning_rate", self.ent_coef_learning_rate),
                 ("reward_scale", self.reward_scale),
             )
         }
+        for name in self._schedules:
+            self._scheduled(name)
+
+    def _scheduled(self, name: str) -> float:
+        """
+        :param name: "reward_scale" or one of the learning rates
+        :return: its value at the current progress
+        :raises ValueError: if the schedule gives no number, a negative or an infinite one
+        """
+        progress = self._current_progress_remaining
+        try:
+            value = self._schedules[name](progress)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not 0.0 <= value < math.inf:
+            raise ValueError(
+                f"The {name} schedule gave {value} at progress remaining {progress:.3f}: make it return finite numbers that "
+                "are not negative."
+            )
+        return value
 
     def _setup_ent_coef(self) -> None:
         """(Re)start the temperature from ``self.ent_coef``: learned ("auto", "auto_<initial value>") or fixed (a number)."""
@@ -242,6 +259,11 @@ class SACV(SAC):
         self.critic = self.policy.critic
         self.value = self.policy.value
         self.value_target = self.policy.value_target
+        # What refers to the networks belongs to the same policy
+        self._update_target = update.TargetUpdate(self.value, self.value_target)
+        self._optimizer_step: OptimizerStep | None = None
+        objective = update.JointObjective(self.policy, self.action_prior)
+        self._executor = Executor(self.execution, objective, self.device, self._resolved_execution, self._announce)
 
     @property
     def critic_target(self) -> NoReturn:  # type: ignore[override]
@@ -250,7 +272,9 @@ class SACV(SAC):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        checks.check_action_space(env.action_space)
+        # Whatever else it is, SB3 says so
+        if hasattr(env, "action_space"):
+            checks.check_action_space(env.action_space)
         return SAC._wrap_env(env, verbose, monitor_wrapper)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -263,7 +287,9 @@ class SACV(SAC):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         step = self._prepare_optimizers()
-        reward_scale = self._current_reward_scale()
+        reward_scale = self._scheduled("reward_scale")
+        if callable(self.reward_scale):
+            self.logger.record("train/reward_scale", reward_scale)
         self._executor.prepare(self._n_updates + gradient_steps + self._updates_to_come())
         self._resolved_execution = self._executor.resolved
 
@@ -304,12 +330,13 @@ class SACV(SAC):
 
         :return: the step of all optimizers
         """
+        self._scheduled("learning_rate")
         self._update_learning_rate(self.actor.optimizer)
         optimizers = {"qf_learning_rate": self.critic.optimizer, "vf_learning_rate": self.value.optimizer}
         if self.ent_coef_optimizer is not None:
             optimizers["ent_coef_learning_rate"] = self.ent_coef_optimizer
         for name, optimizer in optimizers.items():
-            learning_rate = self._schedules[name](self._current_progress_remaining)
+            learning_rate = self._scheduled(name)
             update_learning_rate(optimizer, learning_rate)
             if getattr(self, name) is not None:
                 self.logger.record(f"train/{name}", learning_rate)
@@ -317,21 +344,6 @@ class SACV(SAC):
         if self._optimizer_step is None or not self._optimizer_step.is_current(current):
             self._optimizer_step = OptimizerStep(current)
         return self._optimizer_step
-
-    def _current_reward_scale(self) -> float:
-        """
-        :return: factor of the rewards at the current progress
-        :raises ValueError: if a schedule gives a negative or infinite one
-        """
-        reward_scale = self._schedules["reward_scale"](self._current_progress_remaining)
-        if not 0.0 <= reward_scale < math.inf:
-            raise ValueError(
-                f"The reward_scale schedule gave {reward_scale} at progress remaining {self._current_progress_remaining:.3f}: "
-                "make it return finite numbers that are not negative."
-            )
-        if callable(self.reward_scale):
-            self.logger.record("train/reward_scale", reward_scale)
-        return reward_scale
 
     def _draw_noise(self, batch_size: int) -> th.Tensor | None:
         """
@@ -426,8 +438,9 @@ class SACV(SAC):
     def action_log_prob(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
         """
         Log-density of actions under the policy, Eq. 21 of the paper with the Jacobian of the scaling to the
-        environment's units included: exp of it integrates to 1 over the action space. At the very bounds, where the
-        density of a squashed Gaussian is a limit, the closest action inside counts.
+        environment's units included: exp of it integrates to 1 over the action space, up to the 1e-6 inside the logarithm of
+        the squashing, which is felt where the policy is saturated (|a| > 0.999). At the very bounds, where the density of a
+        squashed Gaussian is a limit, the closest action inside counts.
 
         :param observation: as ``predict`` takes it, one observation or a batch of n
         :param actions: in the environment's own units, one for each observation, shape (n, *action_shape), or
@@ -501,11 +514,11 @@ class SACV(SAC):
         assert isinstance(space, spaces.Box)
         actions = np.asarray(actions, dtype=np.float32)
         if actions.shape != space.shape and actions.shape[1:] != space.shape:
-            raise ValueError(f"Got actions of shape {actions.shape}, expected (n, *{space.shape}) or {space.shape}.")
+            raise ValueError(f"Got actions of shape {actions.shape}, expected {space.shape} or a batch of such.")
         scaled = self.policy.scale_action(actions.reshape(-1, *space.shape)).reshape(-1, get_action_dim(space))
         # Rounding may carry an action that lies on a bound just over it
         if not np.all(np.abs(scaled) <= 1.0 + 1e-5):
-            raise ValueError(f"Actions must lie in the environment's action space {space}, in its own units (not in [-1, 1]).")
+            raise ValueError(f"Actions must be numbers of the environment's action space {space}, in its own units.")
         return np.clip(scaled, -1.0, 1.0).astype(np.float32)
 
     @classmethod
@@ -581,6 +594,8 @@ class SACV(SAC):
         """
         checks.initial_ent_coef(self.ent_coef)
         checks.check_whole_number("target_update_interval", self.target_update_interval, minimum=1)
+        for name in ("batch_size", "buffer_size", "n_steps"):
+            checks.check_whole_number(name, getattr(self, name), minimum=1)
         checks.check_fraction("tau", self.tau)
         checks.check_fraction("gamma", self.gamma)
         checks.check_max_grad_norm(self.max_grad_norm)

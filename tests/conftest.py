@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch as th
 
-# Every way in which a gradient step can run, with the keywords of SACV that choose it. A test that takes the
-# ``execution`` fixture is run once for each of them.
+# Ways in which a gradient step can run, with the keywords of SACV that choose it. A test that takes the ``execution``
+# fixture is run once for each of them. Compiling takes seconds each time: test_execution.py compares the compiled and the
+# captured executions with the eager one, in scenarios that hold what these tests vary.
 EXECUTIONS: dict[str, dict[str, Any]] = {"eager": {"execution": "eager"}}
 
 

@@ -1,5 +1,6 @@
 """What code written for SB3's SAC relies on holds for SACV too."""
 
+import copy
 import inspect
 from itertools import pairwise
 from typing import Any
@@ -335,3 +336,18 @@ def test_own_replay_buffer_is_sampled_step_by_step():
     model = filled(box_env(), replay_buffer_class=OwnBuffer)
     train(model, 3)
     assert sizes == [8, 8, 8]
+
+
+@pytest.mark.parametrize("model_class", MODEL_LIST)
+def test_policy_replaced(model_class):
+    """Another policy object is the one that learns."""
+    model = small(model_class, box_env())
+    model.learn(12)
+    old = model.policy
+    model.policy = copy.deepcopy(old)
+    model._create_aliases()
+    before = [parameters_of(old), parameters_of(model.policy)]
+    train(model, 3)
+    assert not differs(parameters_of(old), before[0])
+    after = parameters_of(model.policy)
+    assert all(not th.equal(after[name], before[1][name]) for name in after)

@@ -60,12 +60,12 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (dict(qf_learning_rate=-1e-3), ValueError, "qf_learning_rate must be a number that is not negative"),
     (dict(vf_learning_rate="fast"), ValueError, "vf_learning_rate must be a number that is not negative, or a schedule"),
     (dict(ent_coef_learning_rate=float("inf")), ValueError, "ent_coef_learning_rate must be a number"),
-    (dict(ent_coef=-0.1), ValueError, "ent_coef must not be negative.*use 0"),
-    (dict(ent_coef=float("nan")), ValueError, "ent_coef must not be negative"),
+    (dict(ent_coef=-0.1), ValueError, "ent_coef must be finite and not negative.*use 0"),
+    (dict(ent_coef=float("nan")), ValueError, "ent_coef must be finite and not negative"),
     (dict(ent_coef="automatic"), ValueError, "ent_coef must be a number, 'auto' or 'auto_<initial value>', got 'automatic'"),
     (dict(ent_coef="auto_x"), ValueError, "ent_coef must be a number, 'auto' or"),
     (dict(policy_kwargs=dict(net_arc=[8])), TypeError, "SACVPolicy has no argument net_arc: policy_kwargs may hold net_arch"),
-    (dict(policy_kwargs=dict(n_critics=0)), ValueError, "n_critics must be at least 1, got 0"),
+    (dict(policy_kwargs=dict(n_critics=0)), ValueError, "n_critics must be a whole number of at least 1, got 0"),
 ]
 
 
@@ -88,17 +88,44 @@ def test_bad_option_at_load(tmp_path):
         SACV.load(tmp_path / "model", action_prior="gaussian")
     with pytest.raises(ValueError, match="ent_coef must be a number"):
         SACV.load(tmp_path / "model", ent_coef="automatic")
-    with pytest.raises(ValueError, match="ent_coef must not be negative"):
+    with pytest.raises(ValueError, match="ent_coef must be finite and not negative"):
         SACV.load(tmp_path / "model", custom_objects=dict(ent_coef=-1.0))
 
 
-@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
-def test_reward_scale_schedule(value):
-    model = filled(box_env(), reward_scale=lambda _: value)
+SCHEDULES = ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate", "reward_scale")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan"), "x"])
+def test_schedule(name, value):
+    """Refused at once where it starts badly, and at the gradient step where it becomes so."""
+    with pytest.raises(ValueError, match=f"The {name} schedule gave .* at progress remaining 1.000"):
+        small(SACV, box_env(), **{name: lambda _: value})
+    model = filled(box_env(), **{name: lambda progress: 1e-3 if progress == 1.0 else value})
+    model._current_progress_remaining = 0.5
     before = {name: param.clone() for name, param in model.policy.state_dict().items()}
-    with pytest.raises(ValueError, match=r"reward_scale schedule gave .* at progress remaining"):
+    with pytest.raises(ValueError, match=f"The {name} schedule gave .* at progress remaining 0.500"):
         train(model, 1)
     assert all(th.equal(param, before[name]) for name, param in model.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "abc", None])
+def test_target_entropy(value):
+    with pytest.raises(ValueError, match="target_entropy must be a finite number or 'auto', got"):
+        small(SACV, box_env(), target_entropy=value)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "buffer_size", "n_steps"])
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_sizes(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got {value}"):
+        small(SACV, box_env(), **{name: value})
+
+
+def test_action_that_cannot_vary():
+    flat = spaces.Box(np.array([-1.0, 0.5], dtype=np.float32), np.array([1.0, 0.5], dtype=np.float32))
+    with pytest.raises(AssertionError, match="leave out the dimension that cannot vary"):
+        small(SACV, RandomEnv(box_env().observation_space, flat))
 
 
 class ForeignPolicy(SACPolicy):
