@@ -349,6 +349,7 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched) 
     :param watched: the objective's constant tensors
     :return: function of (parameters, constants, ``arguments.tensors()``), all flat, that gives gradients and metrics, flat
     """
+    import torch._inductor
     from torch.fx.experimental.proxy_tensor import make_fx
 
     from sb3_softvalue.fusion import FuseProductEpilogues  # imports the compiler, which takes a second
@@ -369,25 +370,16 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched) 
         result, metrics = objective_gradients(total, params, inner.batch, inner.noise, inner.temperature, inner.reward_scale)
         return [*result, metrics]
 
-    inputs = (*arguments.params, *watched.constants, *arguments.tensors())
+    inputs: list[Any] = [tensor.detach() for tensor in (*arguments.params, *watched.constants, *arguments.tensors())]
     # Traced on fake tensors: code that looks at a tensor's value fails here instead of being fixed to what it saw
     with th.enable_grad():
         graph = make_fx(gradients, tracing_mode="fake")(*inputs)
-    options: dict[str, Any] = {"guard_filter_fn": _no_guards}
+    options: dict[str, Any] = {}
     if arguments.reward_scale.device.type == "cpu":
         # Kernels called from C++: about a hundred calls from Python take as long as two layers of the network
-        options |= {"post_grad_custom_post_pass": FuseProductEpilogues(), "cpp_wrapper": True}
-    return th.compile(graph, fullgraph=True, dynamic=False, options=options)
-
-
-def _no_guards(guards: Sequence[Any]) -> list[bool]:
-    """
-    The graph is flat and used for one signature only, so that there is nothing left to check at each call, and checking
-    takes as long as a layer of the network.
-
-    :return: False for each guard
-    """
-    return [False] * len(guards)
+        options = {"post_grad_custom_post_pass": FuseProductEpilogues(), "cpp_wrapper": True}
+    # Not th.compile: its frontend would trace the graph again, and look at every input again at each call
+    return torch._inductor.compile(graph, inputs, options=options)
 
 
 def _signature(tensors: Sequence[th.Tensor]) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """Stepping the update's optimizers: fused Adam over all networks in one call where that is what the optimizers do anyway."""
 
+import itertools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -47,9 +48,12 @@ class OptimizerStep:
                 # The gradient from before it was frozen would move it still
                 param.grad = param.grad if param.requires_grad else None
         self.params = [param for params in self._params for param in params]
+        self._strides = [param.stride() for param in self.params]
         self._adams = [
             _FusedAdamState(optimizer) if _is_plain_fused_adam(optimizer) else None for optimizer in self.optimizers
         ]
+        self._keys: list[tuple[Any, ...] | None] = []
+        self._groups: list[_FusedAdamGroup] = []
 
     def is_current(self, optimizers: Sequence[th.optim.Optimizer]) -> bool:
         """
@@ -67,24 +71,46 @@ class OptimizerStep:
         :param gradients: one for each parameter of all optimizers, in order; None leaves the parameter out, as SB3 does
         :param max_grad_norm: clip the gradient norm of each optimizer by itself; None does not clip
         """
-        remaining = iter(gradients)
-        fused: dict[tuple[Any, ...], list[list[th.Tensor]]] = {}
-        for optimizer, params, adam in zip(self.optimizers, self._params, self._adams, strict=True):
-            complete = True
-            for param in params:
-                param.grad = _in_layout_of(param, next(remaining))
-                complete = complete and param.grad is not None
-            if max_grad_norm is not None:
+        complete: list[th.Tensor] = []
+        for param, stride, gradient in zip(self.params, self._strides, gradients, strict=True):
+            if gradient is not None:
+                if gradient.stride() != stride:
+                    # A convolution's may come in another memory format, which the fused kernel would misread
+                    gradient = th.empty_like(param).copy_(gradient)
+                complete.append(gradient)
+            param.grad = gradient
+        if max_grad_norm is not None:
+            for params in self._params:
                 nn.utils.clip_grad_norm_(params, max_grad_norm)
-            if adam is None or not complete or not params:
+        together = len(complete) == len(self.params)
+        for optimizer, adam in zip(self.optimizers, self._adams, strict=True):
+            if adam is None or not together:
                 optimizer.step()
-                continue
-            adam.steps.add_(1.0)
-            lists = fused.setdefault(adam.key(), [[], [], [], [], []])
-            for tensors, more in zip(lists, (params, [p.grad for p in params], *adam.state_lists), strict=True):
-                tensors.extend(more)  # type: ignore[arg-type]  # complete: no gradient is None
-        for (optimizer_class, *hyperparameters), lists in fused.items():
-            _fused_step(optimizer_class, hyperparameters, lists)
+        if together:
+            for group in self._fused_groups():
+                group.step(complete)
+
+    def _fused_groups(self) -> "list[_FusedAdamGroup]":
+        """:return: the optimizers that are stepped without their ``step()``, those with equal hyper-parameters together"""
+        keys = [None if adam is None else adam.key() for adam in self._adams]
+        if keys != self._keys:
+            self._keys = keys
+            members: dict[tuple[Any, ...], list[int]] = {}
+            for index, key in enumerate(keys):
+                if key is not None and self._params[index]:
+                    members.setdefault(key, []).append(index)
+            self._groups = [self._group(key, indices) for key, indices in members.items()]
+        return self._groups
+
+    def _group(self, key: tuple[Any, ...], indices: list[int]) -> "_FusedAdamGroup":
+        """
+        :param key: the optimizers' class and hyper-parameters
+        :param indices: which of the optimizers
+        """
+        ends = list(itertools.accumulate(len(params) for params in self._params))
+        places = [place for index in indices for place in range(ends[index] - len(self._params[index]), ends[index])]
+        adams = [adam for index in indices if (adam := self._adams[index]) is not None]
+        return _FusedAdamGroup(key, places, [self.params[place] for place in places], adams)
 
 
 class _FusedAdamState:
@@ -121,15 +147,47 @@ class _FusedAdamState:
         return (type(self.optimizer), *(group[name] for name in _HYPERPARAMETERS))
 
 
-def _in_layout_of(param: th.Tensor, gradient: th.Tensor | None) -> th.Tensor | None:
+class _FusedAdamGroup:
     """
-    :param param: a parameter
-    :param gradient: its gradient; a convolution's may come in another memory format, which the fused kernel would misread
-    :return: the gradient in the parameter's own memory format, as ``backward()`` would have left it
+    Adam optimizers with equal hyper-parameters, stepped by one call of the fused kernel.
+
+    :param key: see ``_FusedAdamState.key``
+    :param places: where their gradients stand among those of all optimizers
+    :param params: their parameters
+    :param adams: their states
     """
-    if gradient is None or gradient.stride() == param.stride():
-        return gradient
-    return th.empty_like(param).copy_(gradient)
+
+    def __init__(self, key: tuple[Any, ...], places: list[int], params: list[th.Tensor], adams: "list[_FusedAdamState]"):
+        optimizer_class, *hyperparameters = key
+        self._kernel = _FUSED_STEPS[optimizer_class]
+        self._lr, (self._beta1, self._beta2), self._weight_decay, self._eps = hyperparameters
+        self._places = places
+        self._params = params
+        self._counters = [adam.steps for adam in adams]
+        lists = zip(*(adam.state_lists for adam in adams), strict=True)
+        self._exp_avgs, self._exp_avg_sqs, self._steps = ([tensor for part in parts for tensor in part] for parts in lists)
+
+    @th.no_grad()
+    def step(self, gradients: list[th.Tensor]) -> None:
+        """
+        :param gradients: of the parameters of all optimizers
+        """
+        th._foreach_add_(self._counters, 1.0)
+        self._kernel(
+            self._params,
+            [gradients[place] for place in self._places],
+            self._exp_avgs,
+            self._exp_avg_sqs,
+            [],
+            self._steps,
+            lr=self._lr,
+            beta1=self._beta1,
+            beta2=self._beta2,
+            weight_decay=self._weight_decay,
+            eps=self._eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 def _is_plain_fused_adam(optimizer: th.optim.Optimizer) -> bool:
@@ -144,29 +202,3 @@ def _is_plain_fused_adam(optimizer: th.optim.Optimizer) -> bool:
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     has_tensor = any(isinstance(value, th.Tensor) for value in (group["lr"], *group["betas"]))
     return bool(group.get("fused")) and not any(group.get(name) for name in variants) and not any(hooks) and not has_tensor
-
-
-def _fused_step(optimizer_class: type[th.optim.Optimizer], hyperparameters: list[Any], lists: list[list[th.Tensor]]) -> None:
-    """
-    :param optimizer_class: Adam or AdamW
-    :param hyperparameters: values of ``_HYPERPARAMETERS``
-    :param lists: parameters, gradients, first moments, second moments, step counters
-    """
-    params, gradients, exp_avgs, exp_avg_sqs, steps = lists
-    lr, (beta1, beta2), weight_decay, eps = hyperparameters
-    with th.no_grad():
-        _FUSED_STEPS[optimizer_class](
-            params,
-            gradients,
-            exp_avgs,
-            exp_avg_sqs,
-            [],
-            steps,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=weight_decay,
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
-        )
