@@ -10,10 +10,12 @@ one machine and one hour. Results go to benchmarks/results/ as CSV and PNG.
 import argparse
 import csv
 import json
+import os
 import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 from tqdm import tqdm
@@ -21,8 +23,9 @@ from tqdm import tqdm
 HERE = pathlib.Path(__file__).parent
 UPDATE_CONTENDERS = ("sac", "tqc", "sacv-eager", "sacv-compiled")
 LEARN_CONTENDERS = ("sac", "sacv-eager", "sacv-auto")
-# Updates in one turn: long enough for a clock, short enough to take turns often
-UPDATES_PER_TURN = 16
+# Of SB3's SAC in one turn, the others do as many updates: so long that the first updates of a turn, which find the caches
+# full of another process's data, do not count for much
+SECONDS_PER_TURN = 0.8
 
 
 class Worker:
@@ -41,12 +44,15 @@ class Worker:
         settings |= {"train_freq": args.train_freq, "gradient_steps": args.gradient_steps}
         flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
         python = args.sbx_python if algo == "sbx" else sys.executable
+        # What earlier runs have compiled must not help: a preparation costs what it costs on a new machine
+        self.cache = tempfile.TemporaryDirectory()
         self.process = subprocess.Popen(
             [python, str(HERE / "worker.py"), work, "--algo", algo, *flags],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": self.cache.name},
         )
 
     def answer(self) -> dict[str, Any]:
@@ -67,19 +73,27 @@ class Worker:
         self.process.stdin.flush()
         return self.answer()
 
+    def seconds_each(self, times: int) -> float:
+        """
+        :param times: how often to do the work, about
+        :return: the mean time it takes
+        """
+        answer = self.tell(str(times))
+        return answer["seconds"] / answer["times"]
+
     def end(self) -> None:
         """End the worker."""
         self.process.terminate()
         self.process.wait()
+        self.cache.cleanup()
 
 
-def products_per_update(batch_size: int, width: int, obs_dim: int, action_dim: int) -> float:
+def products_per_update(width: int, obs_dim: int, action_dim: int) -> float:
     """
     Arithmetic that one update of SACV with two hidden layers and two critics cannot avoid, in units of one product of
     (batch, width) with (width, width): forward passes of actor, V, V̄ and twice both critics, and backward passes to the
     weights (actor, V, critics) and to the inputs (hidden layers; the actions of the critics in the policy loss).
     """
-    del batch_size  # every product has it
     forward = (obs_dim + width + 2 * action_dim) + 2 * (obs_dim + width + 1) + 4 * (obs_dim + action_dim + width + 1)
     to_weights = (obs_dim + width + 2 * action_dim) + (obs_dim + width + 1) + 2 * (obs_dim + action_dim + width + 1)
     to_inputs = (width + 2 * action_dim) + (width + 1) + 2 * (width + 1) + 2 * (1 + width + action_dim)
@@ -93,28 +107,33 @@ def measure_updates(args: argparse.Namespace, batch_size: int, width: int) -> li
     :return: one row for each contender
     """
     contenders = [*UPDATE_CONTENDERS] if args.device == "cpu" else ["sac", "tqc", "sacv-eager", "sacv-cuda_graph"]
-    workers = [Worker(args, "updates", algo, batch_size=batch_size, width=width) for algo in contenders]
+    workers, first_calls = [], []
+    for algo in contenders:
+        workers.append(Worker(args, "updates", algo, batch_size=batch_size, width=width))
+        first_calls.append(workers[-1].answer()["first_call"])  # before the next one starts, which would slow it down
     floor = Worker(args, "products", batch_size=batch_size, width=width)
-    first_calls = [worker.answer()["first_call"] for worker in workers]
     floor.answer()
+    dims = floor.tell("dimensions")
+    n_products = products_per_update(width, dims["obs_dim"], dims["action_dim"])
+    for worker in workers:
+        worker.seconds_each(4)
+    n_updates = max(4, round(SECONDS_PER_TURN / workers[0].seconds_each(4)))
     turns: list[list[float]] = []
     floors: list[float] = []
     for turn in tqdm(range(args.turns + 2), desc=f"updates, batch {batch_size}, width {width}", leave=False):
-        seconds = [worker.tell(str(UPDATES_PER_TURN))["seconds"] / UPDATES_PER_TURN for worker in workers]
-        product = floor.tell("200")["seconds"] / 200
+        seconds = [worker.seconds_each(n_updates) for worker in workers]
+        product = floor.seconds_each(round(n_updates * n_products))
         if turn >= 2:  # the first turns warm caches and clocks
             turns.append(seconds)
             floors.append(product)
     memory = [worker.tell("memory")["peak_mib"] for worker in workers]
-    dims = floor.tell("memory")
-    n_products = products_per_update(batch_size, width, dims["obs_dim"], dims["action_dim"])
     for worker in (*workers, floor):
         worker.end()
     rows = []
     eager = statistics.median(seconds[contenders.index("sacv-eager")] for seconds in turns)
     for i, name in enumerate(contenders):
         times = [seconds[i] for seconds in turns]
-        preparation = first_calls[i] - statistics.median(times)
+        preparation = first_calls[i] - args.gradient_steps * statistics.median(times)
         gain = eager - statistics.median(times)
         rows.append(
             {
@@ -230,6 +249,8 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     folder = pathlib.Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"throughput-{args.device}-{args.threads}-threads"
+    if len({(row["batch_size"], row["width"]) for row in rows if "width" in row}) > 1:
+        stem += "-sizes"
     with open(folder / f"{stem}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()

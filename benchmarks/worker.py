@@ -119,11 +119,12 @@ def updates(args: argparse.Namespace) -> None:
     synchronize(args.device)
     say(first_call=time.perf_counter() - start)
     while (command := wait()) != "memory":
+        n_calls = max(1, int(command) // args.gradient_steps)
         start = time.perf_counter()
-        for _ in range(max(1, int(command) // args.gradient_steps)):
+        for _ in range(n_calls):
             model.train(gradient_steps=args.gradient_steps, batch_size=args.batch_size)
         synchronize(args.device)
-        say(seconds=time.perf_counter() - start)
+        say(seconds=time.perf_counter() - start, times=n_calls * args.gradient_steps)
     say(peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -142,14 +143,17 @@ def products(args: argparse.Namespace) -> None:
     left = th.randn(args.batch_size, args.width, device=args.device)
     right = th.randn(args.width, args.width, device=args.device)
     say(first_call=0.0)
-    while (command := wait()) != "memory":
+    space = gym.make(args.env)
+    while (command := wait()) != "end":
+        if command == "dimensions":
+            spaces = space.observation_space, space.action_space
+            say(**{name: int(np.prod(space.shape)) for name, space in zip(("obs_dim", "action_dim"), spaces, strict=True)})
+            continue
         start = time.perf_counter()
         for _ in range(int(command)):
             left @ right
         synchronize(args.device)
-        say(seconds=time.perf_counter() - start)
-    space = gym.make(args.env)
-    say(obs_dim=int(np.prod(space.observation_space.shape)), action_dim=int(np.prod(space.action_space.shape)))
+        say(seconds=time.perf_counter() - start, times=int(command))
 
 
 def main() -> None:
