@@ -376,8 +376,14 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched) 
         graph = make_fx(gradients, tracing_mode="fake")(*inputs)
     options: dict[str, Any] = {}
     if arguments.reward_scale.device.type == "cpu":
-        # Kernels called from C++: about a hundred calls from Python take as long as two layers of the network
-        options = {"post_grad_custom_post_pass": FuseProductEpilogues(), "cpp_wrapper": True}
+        options = {
+            "post_grad_custom_post_pass": FuseProductEpilogues(),
+            # Kernels called from C++: about a hundred calls from Python take as long as two layers of the network
+            "cpp_wrapper": True,
+            # A compiler that knows C++20, which PyTorch's headers need, knows the processor's vectors too: no need to spend
+            # ten seconds on compiling a probe for each kind
+            "cpp.vec_isa_ok": True,
+        }
     # Not th.compile: its frontend would trace the graph again, and look at every input again at each call
     return torch._inductor.compile(graph, inputs, options=options)
 
