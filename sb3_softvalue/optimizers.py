@@ -48,7 +48,6 @@ class OptimizerStep:
                 # The gradient from before it was frozen would move it still
                 param.grad = param.grad if param.requires_grad else None
         self.params = [param for params in self._params for param in params]
-        self._strides = [param.stride() for param in self.params]
         self._adams = [
             _FusedAdamState(optimizer) if _is_plain_fused_adam(optimizer) else None for optimizer in self.optimizers
         ]
@@ -72,9 +71,9 @@ class OptimizerStep:
         :param max_grad_norm: clip the gradient norm of each optimizer by itself; None does not clip
         """
         complete: list[th.Tensor] = []
-        for param, stride, gradient in zip(self.params, self._strides, gradients, strict=True):
+        for param, gradient in zip(self.params, gradients, strict=True):
             if gradient is not None:
-                if gradient.stride() != stride:
+                if gradient.stride() != param.stride():
                     # A convolution's may come in another memory format, which the fused kernel would misread
                     gradient = th.empty_like(param).copy_(gradient)
                 complete.append(gradient)
