@@ -84,7 +84,7 @@ class Worker:
     def end(self) -> None:
         """End the worker."""
         self.process.terminate()
-        self.process.wait()
+        self.process.communicate()
         self.cache.cleanup()
 
 
