@@ -52,6 +52,8 @@ def unavailable(execution: str, objective: JointObjective, device: th.device) ->
     for module in objective.modules():
         if isinstance(module, (_BatchNorm, _DropoutNd)):
             return f"{type(module).__name__} changes state or draws random numbers inside the network"
+        if execution == "cuda_graph" and not is_known_module(module) and module._buffers:
+            return f"{type(module).__name__} has buffers, which capturing a graph may change"
     return None
 
 
@@ -247,14 +249,15 @@ class CompiledGradients:
         reward_scale: float,
     ) -> Gradients:
         """See ``update.objective_gradients``."""
-        if not self._watched.are_learned(params):
+        if not self._watched.are_current(params):
             self._watched, self._compiled = Watched(self.objective, params), {}
         arguments = Arguments(params, *self._scalars.of(batch, temperature, reward_scale), noise)
         inputs = arguments.tensors()
-        key = (self._watched.state(), *_signature(inputs))
+        constants = self._watched.constants
+        key = (self._watched.state(), *_signature((*constants, *inputs)))
         with th.no_grad():
             if key in self._compiled:
-                *gradients, metrics = self._compiled[key](*params, *self._watched.constants, *inputs)
+                *gradients, metrics = self._compiled[key](*params, *constants, *inputs)
             else:
                 if len(self._compiled) == _MAX_GRAPHS:
                     raise RuntimeError(f"shapes or modules have changed {_MAX_GRAPHS} times, each needs a graph of its own")
@@ -262,7 +265,7 @@ class CompiledGradients:
                     # The compiler's own warnings are not the user's business, least of all where warnings are errors
                     warnings.simplefilter("ignore")
                     compiled = _compile(self.objective, arguments, self._watched)
-                    *gradients, metrics = compiled(*params, *self._watched.constants, *inputs)
+                    *gradients, metrics = compiled(*params, *constants, *inputs)
                 self._compiled[key] = compiled
         return gradients, metrics
 
@@ -282,16 +285,27 @@ class Arguments(NamedTuple):
     def tensors(self) -> list[th.Tensor]:
         """:return: all but the parameters in a fixed order, dict observations opened"""
         others = [self.temperature.ent_coef, self.temperature.target_entropy, self.reward_scale, self.noise]
+        if self.temperature.log_ent_coef is not None and not self._learns_log_ent_coef():
+            others.append(self.temperature.log_ent_coef)
         return [*self.batch.leaves(), *others]
+
+    def _learns_log_ent_coef(self) -> bool:
+        """:return: whether log α is the last of the parameters; frozen, it is none of them"""
+        return any(param is self.temperature.log_ent_coef for param in self.params[-1:])
 
     def with_tensors(self, params: Sequence[th.Tensor], tensors: Sequence[th.Tensor]) -> "Arguments":
         """
         :param params: in place of these
         :param tensors: in place of ``tensors()``, in the same order
-        :return: the same structure around other tensors; if log α is learned it is the last of the parameters
+        :return: the same structure around other tensors
         """
+        log_ent_coef = self.temperature.log_ent_coef
+        if log_ent_coef is not None:
+            if self._learns_log_ent_coef():
+                log_ent_coef = params[-1]
+            else:
+                *tensors, log_ent_coef = tensors
         *leaves, ent_coef, target_entropy, reward_scale, noise = tensors
-        log_ent_coef = None if self.temperature.log_ent_coef is None else params[-1]
         temperature = Temperature(ent_coef, log_ent_coef, target_entropy)
         return Arguments(params, self.batch.with_leaves(leaves), temperature, reward_scale, noise)
 
@@ -306,25 +320,37 @@ class Watched:
 
     def __init__(self, objective: JointObjective, learned: Sequence[th.Tensor]):
         self.learned = learned
-        self.names = {id(param): name for name, param in objective.named_parameters()}
+        self.names: dict[int, str] = {}
         ids = set(map(id, learned))
-        named_constants: dict[str, th.Tensor] = dict(objective.named_buffers())
-        named_constants |= {name: param for name, param in objective.named_parameters() if id(param) not in ids}
-        self.constant_names = list(named_constants)
-        self.constants = list(named_constants.values())
+        # By place, since a buffer may be replaced instead of changed
+        self._places: dict[str, tuple[dict[str, Any], str]] = {}
+        for prefix, module in objective.named_modules():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is None or id(tensor) in self.names:
+                    continue
+                full_name = self.names[id(tensor)] = f"{prefix}.{name}" if prefix else name
+                if id(tensor) not in ids:
+                    members = module._parameters if name in module._parameters else module._buffers
+                    self._places[full_name] = members, name
+        self.constant_names = list(self._places)
+        modules = [module for network in objective.children() for module in network.modules()]
+        self._children = [(module._modules, list(module._modules.values())) for module in modules if module._modules]
         # Plain layers compute from their parameters alone; about others only their plain attributes can be watched
-        self._others = [
-            module for network in objective.children() for module in network.modules() if not is_known_module(module)
-        ]
+        self._others = [module for module in modules if not is_known_module(module)]
 
-    def are_learned(self, params: Sequence[th.Tensor]) -> bool:
+    def are_current(self, params: Sequence[th.Tensor]) -> bool:
         """
         :param params: of the next step
-        :return: whether these are the parameters that are learned
+        :return: whether these are the parameters that are learned, and no module has been exchanged
         """
         if params is not self.learned and same_tensors(params, self.learned):
             self.learned = params
-        return params is self.learned
+        return params is self.learned and all(list(now.values()) == then for now, then in self._children)
+
+    @property
+    def constants(self) -> list[th.Tensor]:
+        """What is read and not learned, in the order of ``constant_names``"""
+        return [members[name] for members, name in self._places.values()]
 
     def state(self) -> tuple[Any, ...]:
         """:return: hashable, equal as long as no attribute of a module that is not a plain layer has changed"""
@@ -364,8 +390,14 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched) 
         inner = arguments.with_tensors(params, tensors[n_params + n_constants :])
 
         def total(*args: Any) -> Any:
+            tensors = networks | constants
+            before = dict(tensors)
             # Tied weights: a shared extractor is one module under several names, which functional_call would fail to restore
-            return functional_call(objective, networks | constants, args, tie_weights=False)
+            result = functional_call(objective, tensors, args, tie_weights=False)
+            for name, tensor in tensors.items():  # as the modules have left them
+                if tensor is not before[name]:
+                    raise RuntimeError(f"{name} is replaced inside the network")
+            return result
 
         result, metrics = objective_gradients(total, params, inner.batch, inner.noise, inner.temperature, inner.reward_scale)
         return [*result, metrics]
@@ -374,6 +406,9 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched) 
     # Traced on fake tensors: code that looks at a tensor's value fails here instead of being fixed to what it saw
     with th.enable_grad():
         graph = make_fx(gradients, tracing_mode="fake")(*inputs)
+    for node in graph.graph.nodes:
+        if th.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise RuntimeError(f"{node.target} draws random numbers inside the network")
     options: dict[str, Any] = {}
     if arguments.reward_scale.device.type == "cpu":
         options = {
@@ -422,7 +457,7 @@ class CudaGraphGradients:
         reward_scale: float,
     ) -> Gradients:
         """See ``update.objective_gradients``; the gradients are overwritten by the next call."""
-        if not self._watched.are_learned(params):
+        if not self._watched.are_current(params):
             self._watched, self._key = Watched(self.objective, params), None
         arguments = Arguments(params, *self._scalars.of(batch, temperature, reward_scale), noise)
         inputs = arguments.tensors()

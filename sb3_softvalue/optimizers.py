@@ -10,7 +10,7 @@ from torch import nn
 
 # Hyper-parameters on which groups must agree to be stepped by one call, in the order of th._fused_adam_
 _HYPERPARAMETERS = ("lr", "betas", "weight_decay", "eps")
-_FUSED_STEPS = {th.optim.Adam: th._fused_adam_, th.optim.AdamW: th._fused_adamw_}
+_ADAMS = (th.optim.Adam, th.optim.AdamW)
 
 
 def optimizer_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
@@ -58,10 +58,12 @@ class OptimizerStep:
         """
         :param optimizers: of the next step
         :return: whether this object still steps them: same optimizers, their state not replaced by a load, no parameter
-            frozen or released since
+            frozen or released and no option set since
         """
         return len(optimizers) == len(self.optimizers) and all(
-            new is old and (adam is None or adam.is_current()) and same_tensors(optimizer_params(new), params)
+            new is old
+            and (not _is_plain_fused_adam(new) if adam is None else _is_plain_fused_adam(new) and adam.is_current())
+            and same_tensors(optimizer_params(new), params)
             for new, old, adam, params in zip(optimizers, self.optimizers, self._adams, self._params, strict=True)
         )
 
@@ -103,7 +105,7 @@ class OptimizerStep:
 
     def _group(self, key: tuple[Any, ...], indices: list[int]) -> "_FusedAdamGroup":
         """
-        :param key: the optimizers' class and hyper-parameters
+        :param key: see ``_FusedAdamState.key``
         :param indices: which of the optimizers
         """
         ends = list(itertools.accumulate(len(params) for params in self._params))
@@ -121,7 +123,7 @@ class _FusedAdamState:
 
     def __init__(self, optimizer: th.optim.Optimizer):
         self.optimizer = optimizer
-        params = optimizer_params(optimizer)
+        self._params = params = optimizer_params(optimizer)
         for param in params:
             state = optimizer.state[param]
             if not state:
@@ -137,13 +139,18 @@ class _FusedAdamState:
         self.state_lists = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
 
     def is_current(self) -> bool:
-        """:return: whether the optimizer still has this state; ``load_state_dict`` replaces it"""
-        return self.optimizer.state is self._state
+        """:return: whether the optimizer still has this state; ``load_state_dict`` replaces it, ``state.clear()`` drops it"""
+        state = self.optimizer.state
+        return state is self._state and all(
+            param in state and state[param].get("exp_avg") is exp_avg
+            for param, exp_avg in zip(self._params, self.state_lists[0], strict=True)
+        )
 
     def key(self) -> tuple[Any, ...]:
         """:return: what must be equal to share a call of the kernel"""
         group = self.optimizer.param_groups[0]
-        return (type(self.optimizer), *(group[name] for name in _HYPERPARAMETERS))
+        decoupled = isinstance(self.optimizer, th.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
+        return (decoupled, *(group[name] for name in _HYPERPARAMETERS))
 
 
 class _FusedAdamGroup:
@@ -157,8 +164,8 @@ class _FusedAdamGroup:
     """
 
     def __init__(self, key: tuple[Any, ...], places: list[int], params: list[th.Tensor], adams: "list[_FusedAdamState]"):
-        optimizer_class, *hyperparameters = key
-        self._kernel = _FUSED_STEPS[optimizer_class]
+        decoupled, *hyperparameters = key
+        self._kernel = th._fused_adamw_ if decoupled else th._fused_adam_
         self._lr, (self._beta1, self._beta2), self._weight_decay, self._eps = hyperparameters
         self._places = places
         self._params = params
@@ -194,7 +201,7 @@ def _is_plain_fused_adam(optimizer: th.optim.Optimizer) -> bool:
     :param optimizer: any optimizer
     :return: whether its ``step()`` does nothing but call the fused Adam kernel
     """
-    if type(optimizer) not in _FUSED_STEPS or len(optimizer.param_groups) != 1:
+    if type(optimizer) not in _ADAMS or len(optimizer.param_groups) != 1:
         return False
     group = optimizer.param_groups[0]
     variants = ("amsgrad", "maximize", "capturable", "differentiable")

@@ -291,7 +291,6 @@ class SACV(SAC):
         if callable(self.reward_scale):
             self.logger.record("train/reward_scale", reward_scale)
         self._executor.prepare(self._n_updates + gradient_steps + self._updates_to_come())
-        self._resolved_execution = self._executor.resolved
 
         metrics = []
         assert self.replay_buffer is not None
@@ -305,6 +304,7 @@ class SACV(SAC):
             self._n_updates += 1
             if self._n_updates % self.target_update_interval == 0:
                 self._update_target(self.tau)
+        self._resolved_execution = self._executor.resolved
         self._record(metrics)
 
     def _announce(self, line: str) -> None:

@@ -207,6 +207,78 @@ def test_two_models_do_not_share_a_graph():
         assert_agree(model, expected, **TOLERANCE["float32 Adam"])
 
 
+class NormalizingExtractor(FlattenExtractor):
+    """
+    Subtracts a mean that is not learned; what else it does to it, or to the observations, is for the tests to say.
+
+    :param observation_space: of the environment
+    :param habit: "none", "replaces" its mean at each call, or "draws" random numbers
+    """
+
+    def __init__(self, observation_space: spaces.Space, habit: str = "none"):
+        super().__init__(observation_space)
+        self.register_buffer("mean", th.zeros(self.features_dim))
+        self.habit = habit
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        features = super().forward(observations)
+        if self.habit == "replaces":
+            self.mean = 0.9 * self.mean + 0.1 * features.detach().mean(dim=0)
+        if self.habit == "draws":
+            features = features + 0.1 * th.randn_like(features)
+        return features - self.mean
+
+
+def freeze_log_ent_coef(model: SACV) -> None:
+    model.log_ent_coef.requires_grad_(False)
+
+
+def freeze_a_layer(model: SACV) -> None:
+    for param in model.critic.qf0[0].parameters():
+        param.requires_grad_(False)
+
+
+def replace_buffers(model: SACV) -> None:
+    for network in (model.actor, model.critic, model.value, model.value_target):
+        network.features_extractor.mean = th.full((3,), 0.5)
+
+
+def replace_an_activation(model: SACV) -> None:
+    model.actor.latent_pi[1] = th.nn.Tanh()
+
+
+@pytest.mark.parametrize("how", FAST)
+@pytest.mark.parametrize("change", [freeze_log_ent_coef, freeze_a_layer, replace_buffers, replace_an_activation])
+def test_a_change_after_the_first_update_is_seen(change, how):
+    if how == "cuda_graph" and change is replace_buffers:
+        pytest.skip("an extractor with buffers of its own is not captured")
+    kwargs = dict(
+        net_arch=[8], features_extractor_class=NormalizingExtractor if change is replace_buffers else FlattenExtractor
+    )
+    models = [
+        filled(box_env(), policy_kwargs=kwargs, execution=e, device="cuda" if how == "cuda_graph" else "cpu")
+        for e in ("eager", how)
+    ]
+    for model in models:
+        run(model, ((5, 1.0),))
+        change(model)
+        run(model, ((10, 1.0),))
+    assert_agree(models[1], models[0], **TOLERANCE["float32 Adam"])
+
+
+@pytest.mark.parametrize("habit, reason", [("replaces", "mean is replaced inside"), ("draws", "draws random numbers inside")])
+def test_a_network_with_habits_is_not_compiled(habit, reason, monkeypatch, capsys):
+    kwargs = dict(net_arch=[8], features_extractor_class=NormalizingExtractor, features_extractor_kwargs=dict(habit=habit))
+    with pytest.raises(RuntimeError, match=f"execution='compiled' failed.*{reason}"):
+        run(filled(box_env(), policy_kwargs=kwargs, execution="compiled"), ((1, 1.0),))
+    monkeypatch.setattr(execution, "BREAK_EVEN_UPDATES", 1)
+    expected, model = (filled(box_env(), policy_kwargs=kwargs, execution=how, verbose=1) for how in ("eager", "auto"))
+    run(expected, ((5, 1.0),))
+    run(model, ((5, 1.0),))
+    assert reason in capsys.readouterr().out and model._resolved_execution == "eager"
+    assert_same(model.get_parameters(), expected.get_parameters())
+
+
 class TestChoice:
     """What "auto" and explicit requests come to, without compiling anything."""
 

@@ -14,6 +14,10 @@ OPTIMIZERS: dict[str, list[tuple[type[th.optim.Optimizer], dict[str, Any]]]] = {
     "alike": [ADAM, ADAM, ADAM],
     "own learning rates": [ADAM, (th.optim.Adam, dict(lr=3e-3, fused=True)), ADAM],
     "AdamW": [(th.optim.AdamW, dict(lr=1e-2, weight_decay=0.1, betas=(0.8, 0.9), fused=True)), ADAM],
+    "decoupled weight decay": [
+        (th.optim.Adam, dict(lr=1e-2, weight_decay=0.5, decoupled_weight_decay=True, fused=True)),
+        (th.optim.Adam, dict(lr=1e-2, weight_decay=0.5, fused=True)),
+    ],
     "weight decay, amsgrad": [
         (th.optim.Adam, dict(lr=1e-2, weight_decay=0.1, eps=1e-4, fused=True)),
         (th.optim.Adam, dict(lr=1e-2, amsgrad=True, fused=True)),
@@ -91,6 +95,24 @@ def test_is_not_current_after_a_load():
     assert not step.is_current(optimizers)
     assert not OptimizerStep(optimizers).is_current([optimizers[0]])
     assert not OptimizerStep(optimizers).is_current(optimizers[::-1])
+
+
+def test_is_not_current_after_an_option_is_set():
+    for change in (
+        lambda optimizer: optimizer.register_step_post_hook(lambda *args: None),
+        lambda optimizer: optimizer.param_groups[0].update(maximize=True),
+        lambda optimizer: optimizer.param_groups[0].update(fused=False),
+        lambda optimizer: optimizer.state.clear(),
+        lambda optimizer: optimizer.state[optimizer.param_groups[0]["params"][0]].update(exp_avg=th.ones(4, 3)),
+    ):
+        optimizers = make([ADAM, ADAM])
+        step = OptimizerStep(optimizers)
+        step(gradients_of(optimizers, th.Generator().manual_seed(2)), None)
+        assert step.is_current(optimizers)
+        change(optimizers[1])
+        assert not step.is_current(optimizers)
+        # The next one takes the optimizers as they are now
+        assert OptimizerStep(optimizers).is_current(optimizers)
 
 
 def test_hooks_are_called():
