@@ -9,8 +9,33 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.sac.sac import SAC
 
+from sb3_softvalue.execution import EXECUTIONS
 from sb3_softvalue.policies import SACVPolicy
+from sb3_softvalue.update import ACTION_PRIORS
+
+
+def check_options(model: SAC) -> None:
+    """
+    :param model: SACV before its networks are built
+    :raises ValueError: if an option has a value that cannot work
+    :raises TypeError: if ``policy_kwargs`` names an argument that the policy does not have
+    """
+    option = vars(model)
+    initial_ent_coef(model.ent_coef)
+    for name in ("target_update_interval", "batch_size", "buffer_size", "n_steps"):
+        check_whole_number(name, option[name], minimum=1)
+    check_fraction("tau", model.tau)
+    check_fraction("gamma", model.gamma)
+    check_max_grad_norm(option["max_grad_norm"])
+    check_one_of("action_prior", option["action_prior"], ACTION_PRIORS)
+    check_one_of("execution", option["execution"], EXECUTIONS)
+    for name in ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate"):
+        if name == "learning_rate" or option[name] is not None:
+            check_number_or_schedule(name, option[name], "not negative", lambda value: value >= 0.0)
+    check_number_or_schedule("reward_scale", option["reward_scale"], "positive", lambda value: value > 0.0)
+    check_policy_kwargs(model.policy_class, model.policy_kwargs)
 
 
 def initial_ent_coef(ent_coef: str | float) -> float:

@@ -1,42 +1,28 @@
 """SACV: the original Soft Actor-Critic, with its state-value network, as a Stable-Baselines3 algorithm."""
 
-import copy
-import io
-import math
-import pathlib
-from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import (
-    GymEnv,
-    MaybeCallback,
-    PyTorchObs,
-    Schedule,
-    TensorDict,
-    TrainFreq,
-    TrainFrequencyUnit,
-)
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.sac import SAC
 
 from sb3_softvalue import checks, update
-from sb3_softvalue.batches import sample_batches
-from sb3_softvalue.execution import EXECUTIONS, Executor
-from sb3_softvalue.optimizers import OptimizerStep
+from sb3_softvalue.execution import Executor, OptimizerStep, sample_batches, updates_to_come
 from sb3_softvalue.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SACVPolicy, ValueNetwork, no_critic_target
+from sb3_softvalue.reading import Readings
+from sb3_softvalue.saving import Saving
+from sb3_softvalue.schedules import Schedules
 
 SelfSACV = TypeVar("SelfSACV", bound="SACV")
 
 
-class SACV(SAC):
+class SACV(Readings, Saving):
     """
     Soft Actor-Critic with a state-value network (SAC v1).
 
@@ -46,8 +32,7 @@ class SACV(SAC):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a subclass of ``SACVPolicy``)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: learning rate for the optimizers of all networks,
-        it can be a function of the current progress remaining (from 1 to 0)
+    :param learning_rate: of all networks' optimizers, number or function of the current progress remaining (from 1 to 0)
     :param buffer_size: size of the replay buffer
     :param learning_starts: how many steps of the model to collect transitions for before learning starts
     :param batch_size: Minibatch size for each gradient update
@@ -55,17 +40,12 @@ class SACV(SAC):
     :param gamma: the discount factor
     :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
         like ``(5, "step")`` or ``(2, "episode")``.
-    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
-        Set to ``-1`` means to do as many gradient steps as steps done in the environment
-        during the rollout.
-    :param action_noise: the action noise type (None by default), this can help
-        for hard exploration problem. Cf common.noise for the different action noise type.
-    :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
-        If ``None``, it will be automatically selected.
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``); -1 does as many as there
+        were steps in the environment
+    :param action_noise: for hard exploration, see ``common.noise``; None adds none
+    :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``); None selects it from the spaces
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
-    :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
-        at a cost of more complexity.
-        See https://github.com/DLR-RM/stable-baselines3/issues/37#issuecomment-637501195
+    :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer, see SB3 issue 37
     :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
     :param ent_coef: Entropy regularization coefficient, the temperature α. (Equivalent to
         inverse of reward scale in the original SAC paper.)  Controlling exploration/exploitation trade-off.
@@ -75,21 +55,16 @@ class SACV(SAC):
         The paper's hard updates every 1000 environment steps with 4 gradient steps each are
         ``tau=1.0, target_update_interval=4000, gradient_steps=4``.
     :param target_entropy: target entropy when learning ``ent_coef`` (``ent_coef = 'auto'``)
-    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
-        instead of action noise exploration (default: False)
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
-        Default: -1 (only sample at the beginning of the rollout)
-    :param use_sde_at_warmup: Whether to use gSDE instead of uniform sampling
-        during the warm up phase (before learning starts)
-    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
-        the reported success rate, mean episode length, and mean reward over
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise
+    :param sde_sample_freq: Sample a new noise matrix every n steps with gSDE; -1 only at the beginning of the rollout
+    :param use_sde_at_warmup: Whether to use gSDE instead of uniform sampling before learning starts
+    :param stats_window_size: number of episodes that the logged success rate, episode length and reward are averaged over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see ``SACVPolicy``
     :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
         debug messages
     :param seed: Seed for the pseudo random generators
-    :param device: Device (cpu, cuda, ...) on which the code should be run.
-        Setting it to auto, the code will be run on the GPU if possible.
+    :param device: Device (cpu, cuda, ...) on which the code should be run; "auto" takes the GPU if there is one
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param reward_scale: factor of the rewards in the Q target, a positive number or a function of the current progress
         remaining (paper, section 5.2). It scales V and Q as well, unlike ``ent_coef = 1 / reward_scale``.
@@ -199,7 +174,7 @@ class SACV(SAC):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        self._check_options()
+        checks.check_options(self)
         # Not SAC's: it builds on a twin Q target, which does not exist here
         super(SAC, self)._setup_model()
         self._create_aliases()
@@ -209,38 +184,14 @@ class SACV(SAC):
         self._setup_ent_coef()
 
     def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = _schedule(self.learning_rate)
         # Made again from the saved arguments at each load, so that they are never pickled
-        self._schedules = {
-            name: self.lr_schedule if value is None else _schedule(value)
-            for name, value in (
-                ("learning_rate", None),
-                ("qf_learning_rate", self.qf_learning_rate),
-                ("vf_learning_rate", self.vf_learning_rate),
-                ("ent_coef_learning_rate", self.ent_coef_learning_rate),
-                ("reward_scale", self.reward_scale),
-            )
-        }
-        for name in self._schedules:
-            self._scheduled(name)
+        names = ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate", "reward_scale")
+        self._schedules = Schedules(**{name: getattr(self, name) for name in names})
+        self.lr_schedule = self._schedules["learning_rate"]
 
     def _scheduled(self, name: str) -> float:
-        """
-        :param name: "reward_scale" or one of the learning rates
-        :return: its value at the current progress
-        :raises ValueError: if the schedule gives no number, a negative or an infinite one
-        """
-        progress = self._current_progress_remaining
-        try:
-            value = self._schedules[name](progress)
-        except (TypeError, ValueError):
-            value = math.nan
-        if not 0.0 <= value < math.inf:
-            raise ValueError(
-                f"The {name} schedule gave {value} at progress remaining {progress:.3f}: make it return finite numbers that "
-                "are not negative."
-            )
-        return value
+        """:return: the number of this name at the current progress, see ``Schedules.at``"""
+        return self._schedules.at(name, self._current_progress_remaining)
 
     def _setup_ent_coef(self) -> None:
         """(Re)start the temperature from ``self.ent_coef``: learned ("auto", "auto_<initial value>") or fixed (a number)."""
@@ -263,7 +214,8 @@ class SACV(SAC):
         self._update_target = update.TargetUpdate(self.value, self.value_target)
         self._optimizer_step: OptimizerStep | None = None
         objective = update.JointObjective(self.policy, self.action_prior)
-        self._executor = Executor(self.execution, objective, self.device, self._resolved_execution, self._announce)
+        announce = print if self.verbose >= 1 else lambda line: None
+        self._executor = Executor(self.execution, objective, self.device, self._resolved_execution, announce)
 
     @property
     def critic_target(self) -> NoReturn:  # type: ignore[override]
@@ -290,14 +242,14 @@ class SACV(SAC):
         reward_scale = self._scheduled("reward_scale")
         if callable(self.reward_scale):
             self.logger.record("train/reward_scale", reward_scale)
-        self._executor.prepare(self._n_updates + gradient_steps + self._updates_to_come())
+        self._executor.prepare(self._n_updates + gradient_steps + updates_to_come(self))
 
         metrics = []
         assert self.replay_buffer is not None
         sampling = (self.replay_buffer, gradient_steps, batch_size, self.gamma, self.device, self._vec_normalize_env)
         for batch in sample_batches(*sampling):
             gradients, step_metrics = self._executor(
-                step.params, batch, self._draw_noise(batch_size), self._temperature(), reward_scale
+                step.params, batch, update.draw_noise(self.actor, batch_size, self.device), self._temperature(), reward_scale
             )
             step(gradients, self.max_grad_norm)
             metrics.append(step_metrics)
@@ -306,23 +258,6 @@ class SACV(SAC):
                 self._update_target(self.tau)
         self._resolved_execution = self._executor.resolved
         self._record(metrics)
-
-    def _announce(self, line: str) -> None:
-        """
-        :param line: for the user who asked for info messages
-        """
-        if self.verbose >= 1:
-            print(line)
-
-    def _updates_to_come(self) -> float:
-        """:return: gradient steps after this ``train()`` until the end of ``learn()``, 0 where one cannot know"""
-        timesteps = max(0, self._total_timesteps - self.num_timesteps)
-        if self.gradient_steps < 0:
-            return timesteps
-        assert isinstance(self.train_freq, TrainFreq)
-        if self.train_freq.unit is TrainFrequencyUnit.EPISODE:
-            return 0
-        return timesteps * self.gradient_steps / (self.train_freq.frequency * self.n_envs)
 
     def _prepare_optimizers(self) -> OptimizerStep:
         """
@@ -344,20 +279,6 @@ class SACV(SAC):
         if self._optimizer_step is None or not self._optimizer_step.is_current(current):
             self._optimizer_step = OptimizerStep(current)
         return self._optimizer_step
-
-    def _draw_noise(self, batch_size: int) -> th.Tensor | None:
-        """
-        The noise of one gradient step, the same numbers that SB3's ``action_log_prob`` would draw from the same seed.
-
-        :param batch_size: number of actions
-        :return: shape (batch_size, action_dim), or None where the actor draws its own
-        """
-        if self.use_sde:
-            # We need to sample because `log_std` may have changed between two gradient steps
-            self.actor.reset_noise()
-        if update.draws_own_noise(self.actor):
-            return None
-        return th.randn(batch_size, get_action_dim(self.action_space), device=self.device)
 
     def _temperature(self) -> update.Temperature:
         """:return: the temperature of the next gradient step"""
@@ -400,217 +321,4 @@ class SACV(SAC):
         :param progress_bar: show one, with tqdm and rich
         :return: the model
         """
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
-
-    def predict_values(self, observation: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
-        """
-        Soft state values V(s): what the policy is expected to collect from s on, Σ_k γ^k (r_{t+k} + α·H(π(·|s_{t+k}))),
-        k from 0 (Eq. 3 of the paper). Discounted by ``gamma``, entropy included (with ``action_prior="normal"``, minus
-        the divergence from the prior instead), in the reward's scale after ``reward_scale`` and after ``VecNormalize``.
-
-        :param observation: as ``predict`` takes it, one observation or a batch of n, normalized if the model was trained
-            with ``VecNormalize``
-        :return: shape (n,), or () for one observation
-        """
-        return self._read(observation, lambda obs: self.policy.predict_values(obs).squeeze(dim=1))
-
-    def predict_q_values(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
-        """
-        Soft action values Q_i(s, a) of every critic, in the unit of ``predict_values``; they exclude the entropy at s itself.
-
-        :param observation: as ``predict`` takes it, one observation or a batch of n
-        :param actions: in the environment's own units, one for each observation, shape (n, *action_shape), or
-            action_shape for one observation
-        :return: shape (n, n_critics), or (n_critics,) for one observation
-        :raises ValueError: if the actions are out of the action space or not one for each observation
-        """
-        return self._read(
-            observation, lambda obs, scaled: th.cat(self.critic(obs, scaled), dim=1), self._scale_actions(actions)
-        )
-
-    def action_log_prob(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
-        """
-        Log-density of actions under the policy, Eq. 21 of the paper with the Jacobian of the scaling to the
-        environment's units included: exp of it integrates to 1 over the action space, up to the 1e-6 inside the logarithm of
-        the squashing, which is felt where the policy is saturated (|a| > 0.999). At the very bounds, where the density of a
-        squashed Gaussian is a limit, the closest action inside counts.
-
-        :param observation: as ``predict`` takes it, one observation or a batch of n
-        :param actions: in the environment's own units, one for each observation, shape (n, *action_shape), or
-            action_shape for one observation
-        :return: nats, shape (n,), or () for one observation
-        :raises ValueError: if the actions are out of the action space or not one for each observation
-        """
-        assert isinstance(self.action_space, spaces.Box)
-        log_scale = float(np.log((self.action_space.high - self.action_space.low).astype(np.float64) / 2.0).sum())
-        return self._read(
-            observation,
-            lambda obs, scaled: self.policy.log_prob(obs, scaled).squeeze(dim=1) - log_scale,
-            self._scale_actions(actions),
-        )
-
-    def entropy(self, observation: np.ndarray | dict[str, np.ndarray], n_samples: int = 128, seed: int = 0) -> np.ndarray:
-        """
-        Differential entropy of the policy over the squashed action in [-1, 1], a Monte Carlo estimate. It has its own
-        random generator, so that reading does not change the training that goes on.
-
-        :param observation: as ``predict`` takes it, one observation or a batch of n
-        :param n_samples: sampled actions for each observation
-        :param seed: of the samples
-        :return: nats, shape (n,), or () for one observation
-        :raises ValueError: if ``n_samples`` is not a positive whole number
-        """
-        checks.check_whole_number("n_samples", n_samples, minimum=1)
-        generator = th.Generator(device=self.device).manual_seed(seed)
-        return self._read(observation, lambda obs: self.policy.entropy(obs, n_samples, generator).squeeze(dim=1))
-
-    def _read(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        function: Callable[..., th.Tensor],
-        scaled_actions: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """
-        Evaluate a function of the networks on numpy observations, as ``predict`` does.
-
-        :param observation: one observation or a batch of n
-        :param function: of the observations and, where given, of the actions as tensors; returns shape (n, ...)
-        :param scaled_actions: actions in [-1, 1], shape (n, action_dim)
-        :return: shape (n, ...), without the first axis for one observation
-        """
-        if isinstance(observation, tuple):
-            raise ValueError(
-                "A tuple was given as observation: with the Gymnasium API use `obs, info = env.reset()` and pass only obs."
-            )
-        # Switch to eval mode (this affects batch norm / dropout)
-        self.policy.set_training_mode(False)
-        obs, vectorized = self.policy.obs_to_tensor(observation)
-        arguments: list[PyTorchObs] = [obs]
-        if scaled_actions is not None:
-            n_observations = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-            if len(scaled_actions) != n_observations:
-                raise ValueError(
-                    f"Got {n_observations} observations but {len(scaled_actions)} actions: pass one action for each."
-                )
-            arguments.append(th.as_tensor(scaled_actions, device=self.device))
-        with th.no_grad():
-            result = function(*arguments).cpu().numpy()
-        return result if vectorized else result.squeeze(axis=0)
-
-    def _scale_actions(self, actions: np.ndarray) -> np.ndarray:
-        """
-        :param actions: in the environment's units, shape (n, *action_shape) or action_shape
-        :return: in [-1, 1], shape (n, action_dim), float32
-        :raises ValueError: if the shape is wrong or an action is out of the action space
-        """
-        space = self.action_space
-        assert isinstance(space, spaces.Box)
-        actions = np.asarray(actions, dtype=np.float32)
-        if actions.shape != space.shape and actions.shape[1:] != space.shape:
-            raise ValueError(f"Got actions of shape {actions.shape}, expected {space.shape} or a batch of such.")
-        scaled = self.policy.scale_action(actions.reshape(-1, *space.shape)).reshape(-1, get_action_dim(space))
-        # Rounding may carry an action that lies on a bound just over it
-        if not np.all(np.abs(scaled) <= 1.0 + 1e-5):
-            raise ValueError(f"Actions must be numbers of the environment's action space {space}, in its own units.")
-        return np.clip(scaled, -1.0, 1.0).astype(np.float32)
-
-    @classmethod
-    def load(
-        cls: type[SelfSACV],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfSACV:
-        """
-        Load the model from a zip-file, see ``BaseAlgorithm.load``. ``ent_coef`` may be given anew: a value other than the
-        saved one takes effect, also from learned ("auto") to fixed (a number) and back. V was learned with the old
-        temperature and needs some updates to follow.
-
-        :param path: path to the file (or a file-like) where to load the agent from
-        :param env: the new environment to run the loaded model on
-            (can be None if you only need prediction from a trained model) has priority over any saved environment
-        :param device: Device on which the code should run.
-        :param custom_objects: Dictionary of objects to replace upon loading.
-        :param print_system_info: Whether to print system info from the saved model and the current system info
-        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
-        :param kwargs: extra arguments to change the model when loading
-        :return: new model instance with loaded parameters
-        """
-        custom_objects = dict(custom_objects or {})
-        # The saved temperature is loaded as it was saved, then changed: SB3 fails on a temperature of the other kind
-        ent_coef = kwargs.pop("ent_coef", custom_objects.pop("ent_coef", None))
-        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        if ent_coef is not None and ent_coef != model.ent_coef:
-            model.ent_coef = ent_coef
-            model._setup_ent_coef()
-        return model
-
-    def set_parameters(
-        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Load parameters from a given zip-file or a nested dictionary, see ``BaseAlgorithm.set_parameters``.
-
-        :param load_path_or_dict: path or file-like (see ``save``), or a copy of what ``get_parameters`` returned
-        :param exact_match: If True, the given parameters should include parameters for each module and each of their
-            parameters, otherwise raises an Exception.
-        :param device: Device on which the code should run.
-        """
-        if isinstance(load_path_or_dict, dict):
-            # PyTorch's optimizers keep the tensors they load, so that two models would go on with one state between them
-            load_path_or_dict = copy.deepcopy(load_path_or_dict)
-        super().set_parameters(load_path_or_dict, exact_match, device)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(),
-            "value",
-            "value_target",
-            "_schedules",
-            "_optimizer_step",
-            "_update_target",
-            "_executor",
-        ]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, variables = super()._get_torch_save_params()
-        return [*state_dicts, "value.optimizer"], variables
-
-    def _check_options(self) -> None:
-        """
-        :raises ValueError: if an option has a value that cannot work
-        :raises TypeError: if ``policy_kwargs`` names an argument that the policy does not have
-        """
-        checks.initial_ent_coef(self.ent_coef)
-        checks.check_whole_number("target_update_interval", self.target_update_interval, minimum=1)
-        for name in ("batch_size", "buffer_size", "n_steps"):
-            checks.check_whole_number(name, getattr(self, name), minimum=1)
-        checks.check_fraction("tau", self.tau)
-        checks.check_fraction("gamma", self.gamma)
-        checks.check_max_grad_norm(self.max_grad_norm)
-        checks.check_one_of("action_prior", self.action_prior, update.ACTION_PRIORS)
-        checks.check_one_of("execution", self.execution, EXECUTIONS)
-        for name in ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate"):
-            if name == "learning_rate" or getattr(self, name) is not None:
-                checks.check_number_or_schedule(name, getattr(self, name), "not negative", lambda value: value >= 0.0)
-        checks.check_number_or_schedule("reward_scale", self.reward_scale, "positive", lambda value: value > 0.0)
-        checks.check_policy_kwargs(self.policy_class, self.policy_kwargs)
-
-
-def _schedule(value: float | Schedule) -> FloatSchedule:
-    """
-    :param value: number, also NumPy's, or function of the remaining progress
-    :return: function of the remaining progress that returns a Python float
-    """
-    return FloatSchedule(value if callable(value) else float(value))
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

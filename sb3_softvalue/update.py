@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import Actor
 from torch import nn
@@ -81,6 +82,23 @@ class Metrics(NamedTuple):
     """Mean of V(s), in the unit of the scaled reward"""
     qf_mean: th.Tensor
     """Mean of Q(s, a), in the same unit, over critics and batch at the buffer's actions"""
+
+
+def draw_noise(actor: Actor, batch_size: int, device: th.device) -> th.Tensor | None:
+    """
+    The noise of one gradient step, the same numbers that SB3's ``action_log_prob`` would draw from the same seed.
+
+    :param actor: the policy network
+    :param batch_size: number of actions
+    :param device: of the network
+    :return: shape (batch_size, action_dim), or None where the actor draws its own (``draws_own_noise``)
+    """
+    if actor.use_sde:
+        # We need to sample because `log_std` may have changed between two gradient steps
+        actor.reset_noise()
+    if draws_own_noise(actor):
+        return None
+    return th.randn(batch_size, get_action_dim(actor.action_space), device=device)
 
 
 def sample_actions(actor: Actor, observations: PyTorchObs, noise: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:

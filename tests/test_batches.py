@@ -3,7 +3,7 @@
 import pytest
 import torch as th
 
-from sb3_softvalue.batches import send, split
+from sb3_softvalue.execution.batches import send, split
 from sb3_softvalue.update import Batch
 from tests.helpers import assert_same
 

@@ -11,8 +11,8 @@ from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_softvalue import SACV
-from sb3_softvalue.batches import sample_batches
-from sb3_softvalue.update import JointObjective, objective_gradients
+from sb3_softvalue.execution.batches import sample_batches
+from sb3_softvalue.update import JointObjective, draw_noise, objective_gradients
 from tests.helpers import RandomEnv
 
 pytest.importorskip("tqdm", reason="the benchmark's progress bar is not installed")
@@ -62,9 +62,8 @@ def test_floor_is_the_arithmetic_of_an_update(width):
     (batch,) = sample_batches(model.replay_buffer, 1, batch_size, model.gamma, model.device)
     params = model._prepare_optimizers().params
     with Multiplications() as counter:
-        objective_gradients(
-            JointObjective(model.policy), params, batch, model._draw_noise(batch_size), model._temperature(), 1.0
-        )
+        noise = draw_noise(model.actor, batch_size, model.device)
+        objective_gradients(JointObjective(model.policy), params, batch, noise, model._temperature(), 1.0)
     # Eager mode also propagates the policy loss to the observations at which both critics are evaluated, which is avoidable
     avoidable = 2 * obs_dim / width
     products = counter.total / (batch_size * width * width)

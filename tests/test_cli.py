@@ -1,12 +1,17 @@
-"""The command sb3-softvalue where RL Zoo is not installed."""
+"""The command sb3-softvalue, with RL Zoo and without."""
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sb3_softvalue import cli
+
+launcher = pytest.importorskip(
+    "sb3_softvalue.zoo.launcher", reason='RL Zoo is not installed: pip install "sb3_softvalue[zoo]"'
+)
 
 
 def without_zoo(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,13 +35,19 @@ def test_without_the_extra_one_sentence_says_what_to_install(code: str) -> None:
     assert "Traceback" not in process.stderr and process.stderr.count("\n") == 1
 
 
+def test_a_report_needs_no_zoo(tmp_path: Path) -> None:
+    process = without_zoo("from sb3_softvalue.cli import main; main()", "report", str(tmp_path))
+    assert process.returncode == 1
+    assert "train with the callback SoftValueDiagnostics(folder) first" in process.stderr
+
+
 def test_help_lists_the_front_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["sb3-softvalue", "--help"])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 0
     output = capsys.readouterr().out
-    for name, front_end in cli.FRONT_ENDS.items():
+    for name, front_end in launcher.FRONT_ENDS.items():
         assert f"sb3-softvalue {name} {front_end.example}" in output
 
 
@@ -68,7 +79,7 @@ def front_end() -> None:
 def test_a_front_end_of_our_own_is_one_line(
     arguments: list[str], error: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.FRONT_ENDS, "own", cli.FrontEnd(f"{__name__}:front_end", "an example", ""))
+    monkeypatch.setitem(launcher.FRONT_ENDS, "own", launcher.FrontEnd(f"{__name__}:front_end", "an example", ""))
     monkeypatch.setattr(sys, "argv", ["sb3-softvalue", *arguments])
     if error is None:
         cli.main()

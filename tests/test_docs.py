@@ -146,7 +146,7 @@ def check_command(words: list[str]) -> None:
             assert flag not in ("-c", "-r") or (ROOT / path).is_file(), words
     elif program == "sb3-softvalue":
         front_end = next(argument for argument in arguments if not argument.startswith("-") or argument == "--help")
-        assert front_end == "--help" or front_end in pytest.importorskip("sb3_softvalue.cli").FRONT_ENDS, words
+        assert front_end == "--help" or front_end in pytest.importorskip("sb3_softvalue.zoo.launcher").FRONT_ENDS, words
     else:
         assert program in PROGRAMS, f"{words}: is {program} a program that readers have? Then name it in PROGRAMS."
 

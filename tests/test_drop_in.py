@@ -313,12 +313,12 @@ def test_large_samples_are_taken_in_bounded_chunks(monkeypatch):
     train(model, 10)
     assert sizes == [80]
     # A transition counts two observations of 3 numbers of 8 bytes: 48 bytes, 384 a batch
-    monkeypatch.setattr("sb3_softvalue.batches.CHUNK_BYTES", 3 * 384)
+    monkeypatch.setattr("sb3_softvalue.execution.batches.CHUNK_BYTES", 3 * 384)
     sizes.clear()
     train(model, 10)
     assert sizes == [24, 24, 24, 8]
     # Less than a batch: one batch all the same
-    monkeypatch.setattr("sb3_softvalue.batches.CHUNK_BYTES", 1)
+    monkeypatch.setattr("sb3_softvalue.execution.batches.CHUNK_BYTES", 1)
     sizes.clear()
     train(model, 2)
     assert sizes == [8, 8]

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch._dynamo.utils import counters
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sb3_softvalue import SACV, execution
-from sb3_softvalue.fusion import FuseProductEpilogues
+from sb3_softvalue import SACV
+from sb3_softvalue.execution import choice, compiled, cuda_graph, executor, updates_to_come
+from sb3_softvalue.execution.fusion import FuseProductEpilogues
 from sb3_softvalue.update import objective_gradients
 from tests.helpers import (
     BatchNormDropoutExtractor,
@@ -271,7 +273,7 @@ def test_a_network_with_habits_is_not_compiled(habit, reason, monkeypatch, capsy
     kwargs = dict(net_arch=[8], features_extractor_class=NormalizingExtractor, features_extractor_kwargs=dict(habit=habit))
     with pytest.raises(RuntimeError, match=f"execution='compiled' failed.*{reason}"):
         run(filled(box_env(), policy_kwargs=kwargs, execution="compiled"), ((1, 1.0),))
-    monkeypatch.setattr(execution, "BREAK_EVEN_UPDATES", 1)
+    monkeypatch.setattr(choice, "BREAK_EVEN_UPDATES", 1)
     expected, model = (filled(box_env(), policy_kwargs=kwargs, execution=how, verbose=1) for how in ("eager", "auto"))
     run(expected, ((5, 1.0),))
     run(model, ((5, 1.0),))
@@ -287,13 +289,12 @@ class TestChoice:
         """Compiled gradients are eager ones that count how often they were made."""
         made: list[Any] = []
 
-        class Pretender(execution.EagerGradients):
-            def __init__(self, objective: Any):
-                made.append(objective)
-                super().__init__(objective)
+        def pretend(objective: Any) -> Any:
+            made.append(objective)
+            return partial(objective_gradients, objective)
 
-        monkeypatch.setattr(execution, "CompiledGradients", Pretender)
-        monkeypatch.setattr(execution, "BREAK_EVEN_UPDATES", 50)
+        monkeypatch.setattr(executor, "CompiledGradients", pretend)
+        monkeypatch.setattr(choice, "BREAK_EVEN_UPDATES", 50)
         return made
 
     def test_short_runs_are_eager(self, compilations, capsys):
@@ -332,7 +333,7 @@ class TestChoice:
     def test_updates_to_come(self, options, n_updates):
         model = small(SACV, box_env(), **options)
         model._setup_learn(60)
-        assert model._updates_to_come() == pytest.approx(n_updates, abs=2)
+        assert updates_to_come(model) == pytest.approx(n_updates, abs=2)
 
     def test_resolution_is_saved(self, compilations, tmp_path):
         model = small(SACV, box_env())
@@ -380,8 +381,8 @@ def test_failing_compiler(monkeypatch, capsys):
     def no_compiler(*args: Any) -> Any:
         raise OSError("no C++ compiler found\nand a long story")
 
-    monkeypatch.setattr(execution, "_compile", no_compiler)
-    monkeypatch.setattr(execution, "BREAK_EVEN_UPDATES", 10)
+    monkeypatch.setattr(compiled, "_compile", no_compiler)
+    monkeypatch.setattr(choice, "BREAK_EVEN_UPDATES", 10)
     expected, model = filled(box_env(), execution="eager"), filled(box_env(), verbose=1)
     run(expected)
     run(model)
@@ -425,8 +426,8 @@ class TestCudaGraphPlumbing:
             def wait_stream(self, stream: Any) -> None:
                 pass
 
-        monkeypatch.setattr(execution, "objective_gradients", recorded)
-        monkeypatch.setattr(execution, "unavailable", lambda *args: None)
+        monkeypatch.setattr(cuda_graph, "objective_gradients", recorded)
+        monkeypatch.setattr(choice, "unavailable", lambda *args: None)
         monkeypatch.setattr(th.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(th.cuda, "graph", capture)
         monkeypatch.setattr(th.cuda, "Stream", Stream)
@@ -488,7 +489,7 @@ def test_modules_with_changing_attributes(monkeypatch):
             run(model, ((5, 1.0),))
         assert_agree(models[1], models[0], **TOLERANCE["float32 Adam"])
     # A new graph for each number is not what one wants forever
-    monkeypatch.setattr(execution, "_MAX_GRAPHS", 2)
+    monkeypatch.setattr(compiled, "_MAX_GRAPHS", 2)
     models[1].actor.features_extractor.scale = 3.0
     with pytest.raises(RuntimeError, match="shapes or modules have changed 2 times"):
         run(models[1], ((1, 1.0),))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch as th
 
-from sb3_softvalue.optimizers import OptimizerStep
+from sb3_softvalue.execution.optimizers import OptimizerStep
 from tests.helpers import assert_same
 
 ADAM = (th.optim.Adam, dict(lr=1e-2, fused=True))

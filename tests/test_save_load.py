@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -375,3 +376,15 @@ def test_nothing_pickled_that_sac_does_not_pickle(tmp_path):
     for model_class in MODEL_LIST:
         small(model_class, box_env()).learn(15).save(tmp_path / model_class.__name__)
     assert pickled_entries(tmp_path / "SACV.zip") == pickled_entries(tmp_path / "SAC.zip")
+
+
+def test_a_model_saved_by_version_0_1_0_still_loads_and_learns():
+    """Where modules have moved since, files made before have to keep working; the values were printed by that version."""
+    model = SACV.load(Path(__file__).parent / "data" / "sacv-0.1.0.zip", env="Pendulum-v1")
+    observations = np.array([[1, 0, 0], [0, 1, 2], [-1, 0, -4]], dtype=np.float32)
+    values, (actions, _) = model.predict_values(observations), model.predict(observations, deterministic=True)
+    np.testing.assert_allclose(values, [-0.0763801, -0.3236252, 0.0872337], atol=1e-6)
+    np.testing.assert_allclose(actions.squeeze(axis=1), [-0.2520926, -0.3400034, -1.1060392], atol=1e-6)
+    assert model._n_updates == 250 and model.vf_learning_rate == 1e-3
+    model.learn(60, reset_num_timesteps=False)
+    assert model._n_updates > 250

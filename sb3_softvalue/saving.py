@@ -1,0 +1,82 @@
+"""A model in and out of files: what SB3's save and load have to know about the value network."""
+
+import copy
+import io
+import pathlib
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+from stable_baselines3.sac.sac import SAC
+
+SelfSaving = TypeVar("SelfSaving", bound="Saving")
+
+
+class Saving(SAC):
+    """SAC with a value network as SB3's ``save`` and ``load`` see it."""
+
+    @classmethod
+    def load(
+        cls: type[SelfSaving],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSaving:
+        """
+        Load the model from a zip-file, see ``BaseAlgorithm.load``. ``ent_coef`` may be given anew: a value other than the
+        saved one takes effect, also from learned ("auto") to fixed (a number) and back. V was learned with the old
+        temperature and needs some updates to follow.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on
+            (can be None if you only need prediction from a trained model) has priority over any saved environment
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading.
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
+        :param kwargs: extra arguments to change the model when loading
+        :return: new model instance with loaded parameters
+        """
+        custom_objects = dict(custom_objects or {})
+        # The saved temperature is loaded as it was saved, then changed: SB3 fails on a temperature of the other kind
+        ent_coef = kwargs.pop("ent_coef", custom_objects.pop("ent_coef", None))
+        model: Any = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if ent_coef is not None and ent_coef != model.ent_coef:
+            model.ent_coef = ent_coef
+            model._setup_ent_coef()
+        return model
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary, see ``BaseAlgorithm.set_parameters``.
+
+        :param load_path_or_dict: path or file-like (see ``save``), or a copy of what ``get_parameters`` returned
+        :param exact_match: If True, the given parameters should include parameters for each module and each of their
+            parameters, otherwise raises an Exception.
+        :param device: Device on which the code should run.
+        """
+        if isinstance(load_path_or_dict, dict):
+            # PyTorch's optimizers keep the tensors they load, so that two models would go on with one state between them
+            load_path_or_dict = copy.deepcopy(load_path_or_dict)
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [
+            *super()._excluded_save_params(),
+            "value",
+            "value_target",
+            "_schedules",
+            "_optimizer_step",
+            "_update_target",
+            "_executor",
+        ]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "value.optimizer"], variables
