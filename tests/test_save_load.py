@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -380,7 +381,7 @@ def test_nothing_pickled_that_sac_does_not_pickle(tmp_path):
 
 def test_a_model_saved_by_version_0_1_0_still_loads_and_learns():
     """Where modules have moved since, files made before have to keep working; the values were printed by that version."""
-    model = SACV.load(Path(__file__).parent / "data" / "sacv-0.1.0.zip", env="Pendulum-v1")
+    model = SACV.load(Path(__file__).parent / "data" / "sacv-0.1.0.zip", env=gym.make("Pendulum-v1"))
     observations = np.array([[1, 0, 0], [0, 1, 2], [-1, 0, -4]], dtype=np.float32)
     values, (actions, _) = model.predict_values(observations), model.predict(observations, deterministic=True)
     np.testing.assert_allclose(values, [-0.0763801, -0.3236252, 0.0872337], atol=1e-6)
