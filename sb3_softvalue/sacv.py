@@ -14,6 +14,7 @@ from stable_baselines3.sac.sac import SAC
 
 from sb3_softvalue import checks, update
 from sb3_softvalue.execution import Executor, OptimizerStep, sample_batches, updates_to_come
+from sb3_softvalue.guard import Guarded
 from sb3_softvalue.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SACVPolicy, ValueNetwork, no_critic_target
 from sb3_softvalue.reading import Readings
 from sb3_softvalue.saving import Saving
@@ -22,7 +23,7 @@ from sb3_softvalue.schedules import Schedules
 SelfSACV = TypeVar("SelfSACV", bound="SACV")
 
 
-class SACV(Readings, Saving):
+class SACV(Readings, Saving, Guarded):
     """
     Soft Actor-Critic with a state-value network (SAC v1).
 
@@ -189,10 +190,6 @@ class SACV(Readings, Saving):
         self._schedules = Schedules(**{name: getattr(self, name) for name in names})
         self.lr_schedule = self._schedules["learning_rate"]
 
-    def _scheduled(self, name: str) -> float:
-        """:return: the number of this name at the current progress, see ``Schedules.at``"""
-        return self._schedules.at(name, self._current_progress_remaining)
-
     def _setup_ent_coef(self) -> None:
         """(Re)start the temperature from ``self.ent_coef``: learned ("auto", "auto_<initial value>") or fixed (a number)."""
         initial_value = checks.initial_ent_coef(self.ent_coef)
@@ -215,6 +212,7 @@ class SACV(Readings, Saving):
         self._optimizer_step: OptimizerStep | None = None
         objective = update.JointObjective(self.policy, self.action_prior)
         announce = print if self.verbose >= 1 else lambda line: None
+        self._guard_networks()
         self._executor = Executor(self.execution, objective, self.device, self._resolved_execution, announce)
 
     @property
@@ -238,40 +236,49 @@ class SACV(Readings, Saving):
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
-        step = self._prepare_optimizers()
-        reward_scale = self._scheduled("reward_scale")
+        progress = self._current_progress_remaining
+        step = self._prepare_optimizers(progress)
+        reward_scale = self._schedules.at("reward_scale", progress)
         if callable(self.reward_scale):
             self.logger.record("train/reward_scale", reward_scale)
         self._executor.prepare(self._n_updates + gradient_steps + updates_to_come(self))
+        self._check_parameters()
 
-        metrics = []
+        metrics: list[th.Tensor] = []
+        closed: th.Tensor | None = None
         assert self.replay_buffer is not None
         sampling = (self.replay_buffer, gradient_steps, batch_size, self.gamma, self.device, self._vec_normalize_env)
         for batch in sample_batches(*sampling):
+            if self._n_updates == 0:
+                self._check_rewards(batch, reward_scale)
             gradients, step_metrics = self._executor(
                 step.params, batch, update.draw_noise(self.actor, batch_size, self.device), self._temperature(), reward_scale
             )
-            step(gradients, self.max_grad_norm)
+            closed = self._gate(closed, batch, step_metrics, gradients, step.params)
+            step(gradients, self.max_grad_norm, closed)
             metrics.append(step_metrics)
             self._n_updates += 1
             if self._n_updates % self.target_update_interval == 0:
                 self._update_target(self.tau)
         self._resolved_execution = self._executor.resolved
         self._record(metrics)
+        if closed is not None and closed.item():
+            self._stop_update(batch, metrics[-1])
 
-    def _prepare_optimizers(self) -> OptimizerStep:
+    def _prepare_optimizers(self, progress: float) -> OptimizerStep:
         """
-        Set each optimizer's learning rate for the current progress and log those that are not ``learning_rate``.
+        Set each optimizer's learning rate and log those that are not ``learning_rate``.
 
+        :param progress: the remaining progress, from 1 to 0
         :return: the step of all optimizers
         """
-        self._scheduled("learning_rate")
+        self._schedules.at("learning_rate", progress)
         self._update_learning_rate(self.actor.optimizer)
         optimizers = {"qf_learning_rate": self.critic.optimizer, "vf_learning_rate": self.value.optimizer}
         if self.ent_coef_optimizer is not None:
             optimizers["ent_coef_learning_rate"] = self.ent_coef_optimizer
         for name, optimizer in optimizers.items():
-            learning_rate = self._scheduled(name)
+            learning_rate = self._schedules.at(name, progress)
             update_learning_rate(optimizer, learning_rate)
             if getattr(self, name) is not None:
                 self.logger.record(f"train/{name}", learning_rate)
@@ -296,8 +303,10 @@ class SACV(Readings, Saving):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if not metrics:
             return
-        means = th.stack(metrics).mean(dim=0).tolist()
-        for name, mean in zip(update.Metrics._fields, means, strict=True):
+        means = dict(zip(update.Metrics._fields, th.stack(metrics).mean(dim=0).tolist(), strict=True))
+        if self.ent_coef_optimizer is not None:
+            self._check_temperature(means["ent_coef"], means["entropy"])
+        for name, mean in means.items():
             if name != "ent_coef_loss" or self.ent_coef_optimizer is not None:
                 self.logger.record(f"train/{name}", mean)
 
@@ -310,15 +319,5 @@ class SACV(Readings, Saving):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSACV:
-        """
-        Train, see ``BaseAlgorithm.learn``.
-
-        :param total_timesteps: steps of the environment, all environments together
-        :param callback: called at every step
-        :param log_interval: log every so many episodes
-        :param tb_log_name: name of the run for TensorBoard
-        :param reset_num_timesteps: whether to count (and log) from zero
-        :param progress_bar: show one, with tqdm and rich
-        :return: the model
-        """
+        """Train, see ``BaseAlgorithm.learn``: the same arguments, and ``tb_log_name`` is SACV."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

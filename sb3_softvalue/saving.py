@@ -75,6 +75,9 @@ class Saving(SAC):
             "_optimizer_step",
             "_update_target",
             "_executor",
+            "_backup",
+            "_hints",
+            "_statistics",
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -60,7 +60,7 @@ def test_floor_is_the_arithmetic_of_an_update(width):
     env = RandomEnv(spaces.Box(-1.0, 1.0, (obs_dim,)), spaces.Box(-1.0, 1.0, (action_dim,)))
     model = SACV("MlpPolicy", env, policy_kwargs=dict(net_arch=[width, width]), learning_starts=40, device="cpu").learn(40)
     (batch,) = sample_batches(model.replay_buffer, 1, batch_size, model.gamma, model.device)
-    params = model._prepare_optimizers().params
+    params = model._prepare_optimizers(1.0).params
     with Multiplications() as counter:
         noise = draw_noise(model.actor, batch_size, model.device)
         objective_gradients(JointObjective(model.policy), params, batch, noise, model._temperature(), 1.0)

@@ -67,10 +67,13 @@ class OptimizerStep:
             for new, old, adam, params in zip(optimizers, self.optimizers, self._adams, self._params, strict=True)
         )
 
-    def __call__(self, gradients: Sequence[th.Tensor | None], max_grad_norm: float | None) -> None:
+    def __call__(
+        self, gradients: Sequence[th.Tensor | None], max_grad_norm: float | None, closed: th.Tensor | None = None
+    ) -> None:
         """
         :param gradients: one for each parameter of all optimizers, in order; None leaves the parameter out, as SB3 does
         :param max_grad_norm: clip the gradient norm of each optimizer by itself; None does not clip
+        :param closed: shape (1,), 1 on the device where the step must not be made; None makes it
         """
         complete: list[th.Tensor] = []
         for param, gradient in zip(self.params, gradients, strict=True):
@@ -85,11 +88,12 @@ class OptimizerStep:
                 nn.utils.clip_grad_norm_(params, max_grad_norm)
         together = len(complete) == len(self.params)
         for optimizer, adam in zip(self.optimizers, self._adams, strict=True):
-            if adam is None or not together:
+            # Its own step knows no such flag, so that the device has to be waited for
+            if (adam is None or not together) and (closed is None or not closed.item()):
                 optimizer.step()
         if together:
             for group in self._fused_groups():
-                group.step(complete)
+                group.step(complete, closed)
 
     def _fused_groups(self) -> "list[_FusedAdamGroup]":
         """:return: the optimizers that are stepped without their ``step()``, those with equal hyper-parameters together"""
@@ -174,11 +178,14 @@ class _FusedAdamGroup:
         self._exp_avgs, self._exp_avg_sqs, self._steps = ([tensor for part in parts for tensor in part] for parts in lists)
 
     @th.no_grad()
-    def step(self, gradients: list[th.Tensor]) -> None:
+    def step(self, gradients: list[th.Tensor], closed: th.Tensor | None) -> None:
         """
         :param gradients: of the parameters of all optimizers
+        :param closed: see ``OptimizerStep``
         """
         th._foreach_add_(self._counters, 1.0)
+        if closed is not None:
+            th._foreach_sub_(self._counters, [closed] * len(self._counters))
         self._kernel(
             self._params,
             [gradients[place] for place in self._places],
@@ -193,6 +200,7 @@ class _FusedAdamGroup:
             eps=self._eps,
             amsgrad=False,
             maximize=False,
+            found_inf=closed,
         )
 
 

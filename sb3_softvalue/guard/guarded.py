@@ -1,0 +1,250 @@
+"""Where SB3's loop is watched: every observation, reward and action before it is stored, every gradient before it is used."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.sac.sac import SAC
+
+from sb3_softvalue.checks import initial_ent_coef
+from sb3_softvalue.guard.backup import Backup
+from sb3_softvalue.guard.errors import NonFiniteError, example, not_finite
+from sb3_softvalue.guard.hints import Hints
+from sb3_softvalue.update import Batch, Metrics
+
+Observations = np.ndarray | dict[str, np.ndarray]
+
+# The networks that SAC does not have
+_OURS = ("value", "value_target")
+
+
+class Guarded(SAC):
+    """SAC with a value network that stops at the first number which is not finite."""
+
+    _backup: Backup
+    _hints: Hints | None = None
+    # Statistics of VecNormalize before the step that is being made
+    _statistics: Sequence[dict[str, Any]] = ()
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        self._remember_statistics()
+        result = super()._setup_learn(*args, **kwargs)
+        original = self._vec_normalize_env is not None and self._last_original_obs is not None
+        observation = self._last_original_obs if original else self._last_obs
+        self._check_step({"observation": observation}, "as the episode begins")
+        return result
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self._remember_statistics()
+        try:
+            actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
+        except ValueError as error:
+            # What PyTorch's distributions say of a mean that is not finite
+            broken = self._backup.broken()
+            if broken:
+                self._stop_for_parameters(broken, error)
+            raise
+        self._check_step({"action": buffer_actions}, "as the policy and action_noise gave it")
+        return actions, buffer_actions
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: Observations,
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        env = self._vec_normalize_env
+        observation: Any = new_obs if env is None else env.get_original_obs()
+        rewards = reward if env is None else env.get_original_reward()
+        self._check_step({"reward": rewards, "observation": observation}, "as the environment gave it")
+        for index in np.flatnonzero(dones):
+            last = infos[index].get("terminal_observation")
+            if last is not None:
+                self._check_step({"observation": last}, "as the episode ended", env_index=int(index))
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _check_step(self, arrays: dict[str, Any], when: str, env_index: int | None = None) -> None:
+        """
+        :param arrays: by quantity, one row for each environment, or a dict of such
+        :param when: it was seen
+        :param env_index: the arrays are of this environment alone
+        :raises NonFiniteError: if one of them is not finite
+        """
+        for quantity, value in arrays.items():
+            for key, array in value.items() if isinstance(value, dict) else ((None, value),):
+                array = np.asarray(array if env_index is None else array[None])
+                rows = not_finite(array)
+                if len(rows):
+                    name = quantity if key is None else f"{quantity} {key!r}"
+                    index = int(rows[0]) if env_index is None else env_index
+                    what = f"The {name} of environment {index} is {example(array[rows])} at step {self.num_timesteps}, {when}"
+                    self._abandon_step()
+                    state = self._state_of_training()
+                    raise NonFiniteError(quantity, what, state, "It was not stored, and the model is as it was before.")
+
+    def _remember_statistics(self) -> None:
+        """Keep the statistics of VecNormalize, whose arrays are replaced and not changed at each step."""
+        self._statistics = [vars(moments).copy() for moments in self._moments()]
+
+    def _abandon_step(self) -> None:
+        """Leave nothing of a step that cannot be stored: the next ``learn()`` begins with a new episode."""
+        for moments, before in zip(self._moments(), self._statistics, strict=False):
+            vars(moments).update(before)
+        self._last_obs = None
+
+    def _moments(self) -> Iterator[RunningMeanStd]:
+        """:return: the running statistics of VecNormalize"""
+        env = self._vec_normalize_env
+        if env is not None and env.training:
+            if env.norm_obs:
+                yield from env.obs_rms.values() if isinstance(env.obs_rms, dict) else (env.obs_rms,)
+            yield env.ret_rms
+
+    def _guard_networks(self) -> None:
+        """Watch over the networks that the policy has now."""
+        self._backup = Backup(actor=self.actor, critic=self.critic, **{name: getattr(self, name) for name in _OURS})
+        if self._hints is None:
+            self._hints = Hints()
+            assert isinstance(self.action_space, spaces.Box)
+            self._hints.about_actions(self.action_space)
+
+    def _check_parameters(self) -> None:
+        """
+        Look at every parameter from time to time, and keep a copy of those that are good.
+
+        :raises NonFiniteError: if one of them is not finite
+        """
+        broken = self._backup.renew(self._n_updates)
+        if broken:
+            self._stop_for_parameters(broken)
+
+    def _check_rewards(self, batch: Batch, reward_scale: float) -> None:
+        """
+        :param batch: the first one
+        :param reward_scale: factor of its rewards
+        """
+        assert self._hints is not None
+        self._hints.about_rewards(float(batch.rewards.abs().mean()) * reward_scale, self.gamma)
+
+    def _check_temperature(self, ent_coef: float, entropy: float) -> None:
+        """
+        :param ent_coef: learned temperature α
+        :param entropy: of the policy, nats
+        """
+        assert self._hints is not None and isinstance(self.target_entropy, float)
+        self._hints.about_temperature(ent_coef, initial_ent_coef(self.ent_coef), entropy, self.target_entropy)
+
+    def _gate(
+        self,
+        closed: th.Tensor | None,
+        batch: Batch,
+        metrics: th.Tensor,
+        gradients: Sequence[th.Tensor | None],
+        params: Sequence[th.Tensor],
+    ) -> th.Tensor | None:
+        """
+        Decide whether an update may be made. On a CPU that is known at once; elsewhere it is told to the optimizers on the
+        device, and found out when the losses are read.
+
+        :param closed: what was decided about the update before; after one that was not made, none is
+        :param batch: of the update
+        :param metrics: of the update, in the order of ``update.Metrics``
+        :param gradients: of the parameters, None where there is none
+        :param params: the parameters
+        :return: None on a CPU, else shape (1,): 1 where the update must not be made
+        :raises NonFiniteError: on a CPU, if it must not be made
+        """
+        finite = is_finite(metrics, gradients, params)
+        if finite.device.type != "cpu":
+            now = (~finite).float().reshape(1)
+            return now if closed is None else th.maximum(closed, now)
+        if not finite:
+            self._stop_update(batch, metrics)
+        return None
+
+    def _stop_update(self, batch: Batch, metrics: th.Tensor) -> NoReturn:
+        """
+        Say why an update was not made.
+
+        :param batch: that it was computed from, or the last one before it was noticed
+        :param metrics: of the update, in the order of ``update.Metrics``
+        :raises NonFiniteError: always
+        """
+        broken = self._backup.broken()
+        if broken:
+            self._stop_for_parameters(broken)
+        bad = [name for name, value in zip(Metrics._fields, metrics.tolist(), strict=True) if not np.isfinite(value)]
+        what = f"{', '.join(bad) if bad else 'A gradient'} of update {self._n_updates + 1} is not finite: " + (
+            "; ".join(_bad_entries(batch)) or "all of its batch was"
+        )
+        state = self._state_of_training()
+        raise NonFiniteError("loss" if bad else "gradient", what, state, "The update was not made, the model is as before it.")
+
+    def _stop_for_parameters(self, broken: Sequence[str], cause: Exception | None = None) -> NoReturn:
+        """
+        Put the networks back and say so.
+
+        :param broken: names of the parameters
+        :param cause: by which it was noticed
+        :raises NonFiniteError: always
+        """
+        names = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+        what = f"The parameters {names} are not finite at step {self.num_timesteps}"
+        update = self._backup.restore()
+        if update is None:
+            aftermath = "There is no earlier state of these networks to go back to: load a saved model."
+        else:
+            aftermath = f"The networks were put back to those after update {update}, {self._n_updates - update} before."
+        raise NonFiniteError("parameter", what, self._state_of_training(), aftermath) from cause
+
+    def _state_of_training(self) -> str:
+        """:return: update, temperature and the largest values, as part of a sentence"""
+        parts = [f"update {self._n_updates}"]
+        alpha = self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+        parts.append(f"temperature α {float(alpha):.3g}")
+        if self._n_updates > 0 and self.replay_buffer is not None:
+            state = np.random.get_state()
+            sample = self.replay_buffer.sample(256, env=self._vec_normalize_env)
+            np.random.set_state(state)
+            self.policy.set_training_mode(False)
+            with th.no_grad():
+                q_values = th.cat(self.critic(sample.observations, sample.actions), dim=1)
+                values = self.policy.get_submodule("value")(sample.observations)
+            for name, tensor in (("Q", q_values), ("V", values)):
+                parts.append(f"largest |{name}| {float(tensor[th.isfinite(tensor)].abs().max()):.3g}")
+        return ", ".join(parts)
+
+
+def is_finite(metrics: th.Tensor, gradients: Sequence[th.Tensor | None], params: Sequence[th.Tensor]) -> th.Tensor:
+    """
+    Whether an update may be made, computed where the tensors are. Every non-finite number in a network's backward pass
+    reaches the gradient of a bias, so that the small tensors are enough to look at.
+
+    :param metrics: losses and means of the update, shape (n,)
+    :param gradients: of the parameters, None where there is none
+    :param params: the parameters
+    :return: shape (), bool
+    """
+    small = [tensor.reshape(-1) for tensor in (*gradients, *params) if tensor is not None and tensor.dim() <= 1]
+    return th.isfinite(th.cat([metrics, *small]).sum())
+
+
+def _bad_entries(batch: Batch) -> Iterator[str]:
+    """:return: for each part of the batch that is not finite how many of its transitions are not"""
+    for field, value in zip(Batch._fields, batch, strict=True):
+        for key, leaf in value.items() if isinstance(value, dict) else ((None, value),):
+            if isinstance(leaf, th.Tensor):
+                rows = not_finite(leaf.detach().cpu().numpy())
+                if len(rows):
+                    name = field if key is None else f"{field} {key!r}"
+                    yield f"{name} of {len(rows)} of its {len(leaf)} transitions were not"
