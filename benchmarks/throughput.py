@@ -3,12 +3,13 @@
     python benchmarks/throughput.py --threads 2
 
 Each contender runs in a process of its own and they take turns in short pieces of work, so that whatever else the machine
-does hits all of them. Quoted are medians over the turns of the ratio to SB3's SAC in the same turn; absolute times belong to
-one machine and one hour. Results go to benchmarks/results/ as CSV and PNG.
+does hits all of them. Quoted are medians over the turns of the ratio to SB3's SAC in the same turn, and of the share of the
+floor: the speed that the matrix products of an update have by themselves on the same processor. The share carries over to
+other processors, the ratio does not; absolute times belong to one machine and one hour. Results go to benchmarks/results/ as CSV and
+PNG, those of several processors beside each other.
 """
 
 import argparse
-import csv
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from typing import Any
 
+from throughput_results import draw, keep, processor
 from tqdm import tqdm
 
 HERE = pathlib.Path(__file__).parent
@@ -206,62 +208,20 @@ def measure_imports(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"measure": "import time to stable_baselines3's", "algorithm": "sacv", "ratio": ratio}]
 
 
-def draw(rows: list[dict[str, Any]], path: pathlib.Path, title: str) -> None:
-    """
-    Ratios to SB3's SAC as bars, and over batch size and width where several were measured.
-
-    :param rows: of all measurements
-    :param path: of the picture
-    :param title: of the picture
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    groups: dict[str, dict[str, float]] = {}
-    for row in rows:
-        if "ratio to SAC" in row:
-            label = f"{row['measure']}\nbatch {row['batch_size']}, width {row['width']}"
-            groups.setdefault(label, {})[row["algorithm"]] = row["ratio to SAC"]
-    names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    colours = dict(zip(names, ("#999999", "#cc79a7", "#56b4e9", "#0072b2", "#009e73", "#e69f00"), strict=False))
-    figure, axes = plt.subplots(figsize=(max(7.0, 2.2 * len(groups)), 4.0), layout="constrained")
-    labelled: set[str] = set()
-    for x, group in enumerate(groups.values()):
-        width = 0.8 / len(group)
-        for i, (name, ratio) in enumerate(group.items()):
-            label = None if name in labelled else name
-            labelled.add(name)
-            bar = axes.bar(x - 0.4 + (i + 0.5) * width, ratio, 0.95 * width, color=colours[name], label=label)
-            axes.bar_label(bar, fmt="%.2f", fontsize=8)
-    axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(groups)), list(groups))
-    axes.set_ylabel("speed / speed of SB3's SAC")
-    axes.set_title(title)
-    figure.legend(loc="outside lower center", ncols=len(names), fontsize=8)
-    figure.savefig(path, dpi=130)
-
-
 def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Table on the terminal, CSV and PNG in the results folder."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    folder = pathlib.Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"processor": processor(args.device), "threads": args.threads, **row} for row in rows]
     stem = f"throughput-{args.device}-{args.threads}-threads"
     if len({(row["batch_size"], row["width"]) for row in rows if "width" in row}) > 1:
         stem += "-sizes"
-    with open(folder / f"{stem}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: f"{v:.4g}" if isinstance(v, float) else v for name, v in row.items()})
+    print(f"{rows[0]['processor']}, {args.threads} threads")
     for row in rows:
         cells = [f"{name} {value:.3g}" for name, value in row.items() if isinstance(value, float)]
         setting = f"batch {row['batch_size']}, width {row['width']}" if "width" in row else ""
         print(f"{row['measure']:24s} {row['algorithm']:15s} {setting:24s} " + " · ".join(cells))
-    draw(rows, folder / f"{stem}.png", f"{args.env}, {args.device}, {args.threads} threads")
-    print(f"Written: {folder / stem}.csv, {folder / stem}.png")
+    path = pathlib.Path(args.output) / f"{stem}.csv"
+    draw(keep(rows, path), path.with_suffix(".png"), f"{args.env}, {args.device}, {args.threads} threads")
+    print(f"Written: {path}, {path.with_suffix('.png')}")
 
 
 def parse() -> argparse.Namespace:

@@ -39,8 +39,7 @@ class SACV(Readings, Saving, Guarded):
     :param batch_size: Minibatch size for each gradient update
     :param tau: the soft update coefficient ("Polyak update", between 0 and 1) of the target value; 1 copies
     :param gamma: the discount factor
-    :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
-        like ``(5, "step")`` or ``(2, "episode")``.
+    :param train_freq: Update the model every ``train_freq`` steps, or a tuple like ``(5, "step")`` or ``(2, "episode")``
     :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``); -1 does as many as there
         were steps in the environment
     :param action_noise: for hard exploration, see ``common.noise``; None adds none
@@ -48,9 +47,8 @@ class SACV(Readings, Saving, Guarded):
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
     :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer, see SB3 issue 37
     :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
-    :param ent_coef: Entropy regularization coefficient, the temperature α. (Equivalent to
-        inverse of reward scale in the original SAC paper.)  Controlling exploration/exploitation trade-off.
-        Set it to 'auto' to learn it automatically (and 'auto_0.1' for using 0.1 as initial value)
+    :param ent_coef: Entropy regularization coefficient, the temperature α, inverse of the paper's reward scale. "auto" learns
+        it, "auto_0.1" from 0.1 on
     :param target_update_interval: update the target value after every ``target_update_interval`` gradient steps, counted
         over the life of the model (SAC's count starts anew at each call of ``train()``, SB3 issue 2158).
         The paper's hard updates every 1000 environment steps with 4 gradient steps each are
@@ -62,8 +60,7 @@ class SACV(Readings, Saving, Guarded):
     :param stats_window_size: number of episodes that the logged success rate, episode length and reward are averaged over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see ``SACVPolicy``
-    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
-        debug messages
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run; "auto" takes the GPU if there is one
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -319,5 +316,5 @@ class SACV(Readings, Saving, Guarded):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSACV:
-        """Train, see ``BaseAlgorithm.learn``: the same arguments, and ``tb_log_name`` is SACV."""
+        """Train, see ``BaseAlgorithm.learn``."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

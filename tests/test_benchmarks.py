@@ -1,7 +1,8 @@
 """What the benchmark counts and divides by: a speed is only as right as that."""
 
-import importlib.util
+import importlib
 import pathlib
+import sys
 from argparse import Namespace
 
 import numpy as np
@@ -16,11 +17,8 @@ from sb3_softvalue.update import JointObjective, draw_noise, objective_gradients
 from tests.helpers import RandomEnv
 
 pytest.importorskip("tqdm", reason="the benchmark's progress bar is not installed")
-PATH = pathlib.Path(__file__).parents[1] / "benchmarks" / "throughput.py"
-spec = importlib.util.spec_from_file_location("throughput", PATH)
-assert spec is not None and spec.loader is not None
-throughput = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(throughput)
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+throughput, throughput_results = (importlib.import_module(name) for name in ("throughput", "throughput_results"))
 
 
 def arguments(gradient_steps: int) -> Namespace:
@@ -101,3 +99,22 @@ def test_a_worker_that_fails_says_why():
     with pytest.raises(SystemExit, match="NoSuchEnvironment"):
         worker.answer()
     worker.end()
+
+
+def test_results_of_several_processors_stand_beside_each_other(tmp_path):
+    def row(processor: str, ratio: float) -> dict[str, object]:
+        kind = {"measure": "updates/s", "algorithm": "sac", "batch_size": 8, "width": 8, "break-even, updates": None}
+        return {"processor": processor, **kind, "ratio to SAC": ratio, "share of GEMM floor": 0.5}
+
+    path = tmp_path / "throughput.csv"
+    throughput_results.keep([row("A", 1.0)], path)
+    throughput_results.keep([row("B", 2.0)], path)
+    rows = throughput_results.keep([row("A", 3.0)], path)
+    assert [(row["processor"], row["ratio to SAC"]) for row in rows] == [("B", "2"), ("A", "3")]
+    throughput_results.draw(rows, tmp_path / "throughput.png", "title")
+    assert (tmp_path / "throughput.png").stat().st_size > 10_000
+
+
+def test_the_processor_is_named():
+    name = throughput_results.processor("cpu")
+    assert name.endswith("cores") and len(name) > len("2 cores")
