@@ -3,10 +3,10 @@
     python benchmarks/throughput.py --threads 2
 
 Each contender runs in a process of its own and they take turns in short pieces of work, so that whatever else the machine
-does hits all of them. Quoted are medians over the turns of the ratio to SB3's SAC in the same turn, and of the share of the
-floor: the speed that the matrix products of an update have by themselves on the same processor. The share carries over to
-other processors, the ratio does not; absolute times belong to one machine and one hour. Results go to benchmarks/results/ as CSV
-and PNG, those of several processors beside each other.
+does hits all of them. Quoted are medians over the turns: of the ratio to SB3's SAC in the same turn, and of the share of the
+floor, which is the speed that the matrix products of an update have by themselves on the same processor. The share carries
+over to other processors, the ratio does not, and absolute times belong to one machine and one hour. Results go to
+benchmarks/results/ as CSV and PNG, those of several processors beside each other.
 """
 
 import argparse
