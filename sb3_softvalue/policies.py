@@ -234,7 +234,7 @@ class SACVPolicy(SACPolicy):
         """
         return self.value(obs)
 
-    def _gaussian(self, obs: PyTorchObs) -> th.distributions.Normal:
+    def action_distribution(self, obs: PyTorchObs) -> th.distributions.Normal:
         """
         :param obs: observations, shape (batch, *obs_shape), or a dict of such
         :return: the policy's Gaussian before squashing, of batch shape (batch, action_dim)
@@ -253,7 +253,7 @@ class SACVPolicy(SACPolicy):
         """
         eps = th.finfo(actions.dtype).eps
         gaussian_actions = th.atanh(actions.clamp(-1.0 + eps, 1.0 - eps))
-        log_prob = self._gaussian(obs).log_prob(gaussian_actions).sum(dim=-1, keepdim=True)
+        log_prob = self.action_distribution(obs).log_prob(gaussian_actions).sum(dim=-1, keepdim=True)
         return log_prob - equations.squash_log_det(actions)
 
     def entropy(self, obs: PyTorchObs, n_samples: int, generator: th.Generator | None = None) -> th.Tensor:
@@ -266,7 +266,7 @@ class SACVPolicy(SACPolicy):
         :param generator: of the samples; None takes torch's global one
         :return: nats over [-1, 1]^action_dim, shape (batch, 1)
         """
-        gaussian = self._gaussian(obs)
+        gaussian = self.action_distribution(obs)
         shape = (n_samples, *gaussian.mean.shape)
         noise = th.randn(shape, generator=generator, device=gaussian.mean.device, dtype=gaussian.mean.dtype)
         log_det = equations.squash_log_det(th.tanh(gaussian.mean + gaussian.stddev * noise)).mean(dim=0)

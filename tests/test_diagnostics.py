@@ -211,7 +211,7 @@ def test_chunks_change_nothing_but_the_draws(monkeypatch: pytest.MonkeyPatch) ->
     obs = np.linspace(-1.0, 1.0, 50, dtype=np.float32)[:, None]
     model = SACV("MlpPolicy", Bandit(), seed=0, **SMALL)
     whole = read_states(model, obs)
-    monkeypatch.setattr(diagnostics, "_CHUNK_BYTES", 7 * 4 * 4)
+    monkeypatch.setattr("sb3_softvalue.diagnostics.readings._CHUNK_BYTES", 7 * 4 * 4)
     parts = read_states(model, obs)
     np.testing.assert_allclose(parts.values, whole.values, rtol=1e-6)
     assert parts.entropies.shape == (50,)
@@ -346,8 +346,8 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path: Any, monkeypatch:
 
 
 def test_it_writes_now_and_then(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics, "_SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(diagnostics, "_SAVE_SHARE", float("inf"))
+    monkeypatch.setattr("sb3_softvalue.diagnostics.callback._SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("sb3_softvalue.diagnostics.callback._SAVE_SHARE", float("inf"))
     seen = []
 
     class Look(SoftValueDiagnostics):
@@ -384,7 +384,7 @@ def test_learning_on_continues_the_recording(tmp_path: Any) -> None:
 
 
 def test_long_runs_keep_states_of_fewer_episodes(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics, "_MAX_EPISODES_WITH_STATES", 4)
+    monkeypatch.setattr("sb3_softvalue.diagnostics.callback._MAX_EPISODES_WITH_STATES", 4)
     model = SACV("MlpPolicy", Chain(length=2), learning_starts=1000, seed=0, **SMALL)
     model.learn(26, callback=SoftValueDiagnostics(tmp_path, n_states=1))
     recording = Recording.load(tmp_path)

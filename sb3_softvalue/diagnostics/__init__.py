@@ -1,0 +1,26 @@
+"""What a run learned: its entropy, actions and V(s), and V(s) against the soft returns that were really collected."""
+
+from sb3_softvalue.diagnostics.calibration import CALIBRATION_FILE, Calibration, evaluate_values
+from sb3_softvalue.diagnostics.callback import SoftValueDiagnostics
+from sb3_softvalue.diagnostics.landscape import Landscape, landscape
+from sb3_softvalue.diagnostics.readings import StateReadings, check_has_value, read_states, reward_scale, temperature
+from sb3_softvalue.diagnostics.recording import RECORDING_FILE, Recording
+from sb3_softvalue.diagnostics.returns import calibration_line, soft_returns
+
+__all__ = [
+    "CALIBRATION_FILE",
+    "RECORDING_FILE",
+    "Calibration",
+    "Landscape",
+    "Recording",
+    "SoftValueDiagnostics",
+    "StateReadings",
+    "calibration_line",
+    "check_has_value",
+    "evaluate_values",
+    "landscape",
+    "read_states",
+    "reward_scale",
+    "soft_returns",
+    "temperature",
+]

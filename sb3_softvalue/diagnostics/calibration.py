@@ -1,0 +1,189 @@
+"""V against the soft returns that a frozen policy really collects."""
+
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from sb3_softvalue.diagnostics.files import write_arrays
+from sb3_softvalue.diagnostics.observations import take
+from sb3_softvalue.diagnostics.readings import check_has_value, read_states, reward_scale, temperature
+from sb3_softvalue.diagnostics.returns import Episode, calibration_line, collected_returns
+from sb3_softvalue.sacv import SACV
+
+CALIBRATION_FILE = "calibration.npz"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """V against the soft returns that a frozen policy collected; one entry of each array for each visited state."""
+
+    values: np.ndarray
+    """V(s), shape (n_states,)"""
+    collected: np.ndarray
+    """Soft return from the same state on, shape (n_states,)"""
+    tail_weights: np.ndarray
+    """γ^steps left where the episode was truncated, 0 where it terminated: the share of V's own tail, shape (n_states,)"""
+    episodes: np.ndarray
+    """Number of the episode that the state belongs to, shape (n_states,)"""
+    returns: np.ndarray
+    """Undiscounted sum of the rewards in the environment's own unit, shape (n_episodes,)"""
+
+    @property
+    def slope(self) -> float:
+        """1 is calibrated, see ``calibration_line``"""
+        return calibration_line(self.values, self.collected)[0]
+
+    @property
+    def bias(self) -> float:
+        """Mean of V - collected in the unit of V; positive where V over-estimates"""
+        return calibration_line(self.values, self.collected)[1]
+
+    @property
+    def bias_error(self) -> float:
+        """Standard error of the bias over episodes (the states of one episode are not independent); NaN for one episode"""
+        counts = np.bincount(self.episodes)
+        sums = np.bincount(self.episodes, weights=self.values - self.collected)
+        deviations = sums[counts > 0] - self.bias * counts[counts > 0]
+        n_episodes = len(deviations)
+        if n_episodes < 2:
+            return float("nan")
+        return float(np.sqrt(np.sum(deviations**2) * n_episodes / (n_episodes - 1)) / len(self.values))
+
+    @property
+    def bootstrapped(self) -> float:
+        """Mean share of V's own tail: a constant error b of V shows as a bias of b·(1 - bootstrapped)"""
+        return float(self.tail_weights.mean())
+
+    def __str__(self) -> str:
+        return (
+            f"V against the soft return collected, {len(self.values)} states of {len(self.returns)} episodes: "
+            f"slope {self.slope:.3f}, bias {self.bias:+.3g} ± {self.bias_error:.2g} (V {self.values.mean():.4g} on average, "
+            f"{self.bootstrapped:.0%} of the collected return is V's own tail)"
+        )
+
+    def save(self, folder: str | pathlib.Path) -> pathlib.Path:
+        """
+        :param folder: of the run
+        :return: the file written, one that ``numpy.load`` reads without pickle
+        """
+        path = pathlib.Path(folder) / CALIBRATION_FILE
+        write_arrays(path, vars(self))
+        return path
+
+    @staticmethod
+    def exists(folder: str | pathlib.Path) -> bool:
+        """
+        :param folder: of the run
+        :return: whether ``save`` wrote there
+        """
+        return (pathlib.Path(folder) / CALIBRATION_FILE).is_file()
+
+    @classmethod
+    def pool(cls, parts: Sequence["Calibration"]) -> "Calibration":
+        """
+        :param parts: of several seeds, at least one
+        :return: all their states together
+        """
+        values, collected, tail_weights, returns = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("values", "collected", "tail_weights", "returns")
+        )
+        offsets = np.cumsum([0, *(len(part.returns) for part in parts)])
+        episodes = np.concatenate([part.episodes + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
+        return cls(values, collected, tail_weights, episodes, returns)
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> "Calibration":
+        """
+        :param folder: of the run
+        :return: what ``save`` wrote there
+        """
+        with np.load(pathlib.Path(folder) / CALIBRATION_FILE, allow_pickle=False) as arrays:
+            return cls(**{name: arrays[name] for name in arrays.files})
+
+
+def evaluate_values(model: SACV, env: GymEnv | str, n_episodes: int = 20, seed: int = 0, n_samples: int = 16) -> Calibration:
+    """
+    Run the frozen policy with sampled actions and compare V with the soft return collected from every visited state, the
+    tail bootstrapped with V where an episode was truncated.
+
+    :param model: trained or loaded
+    :param env: not the one being trained on (if registered in Gym, can be str); with ``VecNormalize`` if the model was
+        trained with it, with the statistics and settings of the training (also ``norm_reward``), not updated here
+    :param n_episodes: complete episodes to run, divided among the environments
+    :param seed: of the environments and of the sampled actions; the random state of the caller is left as it was
+    :param n_samples: sampled actions for each entropy
+    :return: the calibration, with slope and bias
+    :raises ValueError: if ``n_episodes`` is not positive, the spaces of env are not the model's, or the model was trained
+        with ``VecNormalize`` and env has none
+    """
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
+    check_has_value(model)
+    vec_env = model._wrap_env(maybe_make_env(env, verbose=0), monitor_wrapper=False)
+    check_for_correct_spaces(vec_env, model.observation_space, model.action_space)
+    vec_normalize = unwrap_vec_normalize(vec_env)
+    if vec_normalize is None and model.get_vec_normalize_env() is not None:
+        raise ValueError(
+            "The model was trained with VecNormalize but env has none, so that V would see other observations and rewards: "
+            "wrap env with VecNormalize.load(path, env)."
+        )
+    was_training = vec_normalize is not None and vec_normalize.training
+    if vec_normalize is not None:
+        vec_normalize.training = False
+    try:
+        with th.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            th.manual_seed(seed)
+            episodes = _run_episodes(model, vec_env, n_episodes, seed)
+    finally:
+        if vec_normalize is not None:
+            vec_normalize.training = was_training
+    ent_coef, scale = temperature(model), reward_scale(model)
+    parts = []
+    for index, episode in enumerate(episodes):
+        readings = read_states(model, episode.states(), n_samples, seed + index)
+        rewards = np.array(episode.rewards, dtype=np.float64) * scale
+        collected, tail_weights = collected_returns(rewards, readings, ent_coef, model.gamma, episode.truncated)
+        parts.append((readings.values[:-1], collected, tail_weights, np.full(len(rewards), index)))
+    returns = np.array([sum(episode.raw_rewards) for episode in episodes])
+    values, collected, tail_weights, indices = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Calibration(values, collected, tail_weights, indices, returns)
+
+
+def _run_episodes(model: SACV, env: VecEnv, n_episodes: int, seed: int) -> list[Episode]:
+    """
+    :return: complete episodes of the stochastic policy, the same number (or one less) from each environment, because the
+        first ones to end would be the short ones
+    """
+    env.seed(seed)
+    observations = env.reset()
+    vec_normalize = unwrap_vec_normalize(env)
+    targets = [(n_episodes + index) // env.num_envs for index in range(env.num_envs)]
+    running = [Episode() for _ in targets]
+    finished: list[Episode] = []
+    while any(targets):
+        if model.use_sde:
+            # V knows the policy's marginal over the exploration matrix: draw it anew at each step
+            model.policy.reset_noise(env.num_envs)
+        actions, _ = model.predict(observations, deterministic=False)  # type: ignore[arg-type]
+        next_observations, rewards, dones, infos = env.step(actions)
+        raw_rewards = rewards if vec_normalize is None else vec_normalize.get_original_reward()
+        for index, episode in enumerate(running):
+            episode.observations.append(take(observations, index))  # type: ignore[arg-type]
+            episode.rewards.append(rewards[index])
+            episode.raw_rewards.append(raw_rewards[index])
+            if dones[index]:
+                episode.close(infos[index])
+                if targets[index] > 0:
+                    targets[index] -= 1
+                    finished.append(episode)
+                running[index] = Episode()
+        observations = next_observations
+    return finished

@@ -1,0 +1,278 @@
+"""The callback that records a training."""
+
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_softvalue.diagnostics.landscape import is_small_box, landscape
+from sb3_softvalue.diagnostics.observations import Observations, append, stack, take
+from sb3_softvalue.diagnostics.readings import StateReadings, check_has_value, read_states, reward_scale, temperature
+from sb3_softvalue.diagnostics.recording import RECORDING_FILE, Recording
+from sb3_softvalue.diagnostics.returns import Episode, calibration_line, collected_returns
+from sb3_softvalue.sacv import SACV
+
+# Episodes of which single states are kept; of longer runs every second, fourth, ... episode
+_MAX_EPISODES_WITH_STATES = 1000
+# The file is written at most so often, and writing takes at most this share of the time
+_SAVE_SECONDS = 10.0
+_SAVE_SHARE = 0.005
+
+
+class SoftValueDiagnostics(BaseCallback):
+    """
+    Record for each episode its return, the policy's entropy, α, the actions used and what V said, beside the soft return
+    that was really collected. The policy changes while an episode is collected; ``evaluate_values`` has it frozen.
+
+    At each step it only remembers references; the networks are evaluated once at the end of an episode. Training is the
+    same, bit for bit, as without it. The numbers go to SB3's logger under ``diagnostics/`` (means over the episodes since
+    the last dump) and to one file, ``diagnostics.npz``, which ``Recording.load`` and the figures read.
+
+    :param folder: of the run, made if it is not there; None takes that of SB3's logger. A new run replaces the file of an
+        earlier one; one that goes on (``reset_num_timesteps=False``, a loaded model) continues it.
+    :param n_samples: sampled actions for each state
+    :param n_states: visited states to keep of each episode
+    :param n_bins: of the action histograms
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    """
+
+    model: SACV
+
+    def __init__(
+        self,
+        folder: str | pathlib.Path | None = None,
+        n_samples: int = 4,
+        n_states: int = 32,
+        n_bins: int = 20,
+        verbose: int = 0,
+    ):
+        super().__init__(verbose)
+        self.folder = folder
+        self.n_samples = n_samples
+        self.n_states = n_states
+        self.n_bins = n_bins
+        self._rows: list[dict[str, Any]] = []
+        self._states: dict[int, dict[str, np.ndarray]] = {}
+        self._stride = 1
+        self._running: list[Episode] = []
+        self._seen_obs: Any = None
+        self._next_save = 0.0
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The file that is written"""
+        folder = self.logger.get_dir() if self.folder is None else self.folder
+        assert folder is not None
+        return pathlib.Path(folder) / RECORDING_FILE
+
+    def _init_callback(self) -> None:
+        check_has_value(self.model)
+
+    def _on_training_start(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._info = _run_info(self.model)
+        if self.num_timesteps > 0 and not self._rows and self.path.is_file():
+            self._restore(Recording.load(self.path))
+        self._rows = [row for row in self._rows if row["timesteps"] <= self.num_timesteps]
+        self._states = {index: states for index, states in self._states.items() if index < len(self._rows)}
+        # Episodes that were going on when an earlier learn() ended go on only if the environment was not reset since
+        if self.model._last_obs is not self._seen_obs or self.num_timesteps == 0:
+            self._running = [Episode(start=self.num_timesteps) for _ in range(self.training_env.num_envs)]
+        now = time.monotonic()
+        self._start_time = now - (self._rows[-1]["seconds"] if self._rows else 0.0)
+        self._next_save = now + _SAVE_SECONDS
+
+    def _on_step(self) -> bool:
+        vec_normalize = self.model.get_vec_normalize_env()
+        if vec_normalize is None:
+            observations, rewards = self.model._last_obs, self.locals["rewards"]
+        else:
+            observations, rewards = self.model._last_original_obs, vec_normalize.get_original_reward()
+        assert observations is not None
+        actions, dones = self.locals["buffer_actions"], self.locals["dones"]
+        for index, episode in enumerate(self._running):
+            episode.observations.append(take(observations, index))
+            episode.actions.append(actions[index])
+            episode.rewards.append(rewards[index])
+            if dones[index]:
+                episode.close(self.locals["infos"][index])
+                self._record(episode, index)
+                self._running[index] = Episode(start=self.num_timesteps)
+        return True
+
+    def _on_training_end(self) -> None:
+        # The last step's observation is stored after the callback: the identity tells whether the environment was reset
+        self._seen_obs = self.model._last_obs
+        self._save()
+
+    def _record(self, episode: Episode, env_index: int) -> None:
+        """
+        :param episode: that just ended
+        :param env_index: where
+        """
+        states, rewards = self._as_v_sees(episode)
+        readings = read_states(self.model, states, self.n_samples, seed=len(self._rows))
+        ent_coef = temperature(self.model)
+        collected, tail_weights = collected_returns(rewards, readings, ent_coef, self.model.gamma, episode.truncated)
+        visited = StateReadings(*(reading[:-1] for reading in readings))
+        slope, bias = calibration_line(visited.values, collected)
+        if episode.start < self.model.learning_starts:
+            slope = bias = float("nan")
+        row = {
+            "timesteps": self.num_timesteps,
+            "seconds": time.monotonic() - self._start_time,
+            "env": env_index,
+            "return": float(np.sum(episode.rewards)),
+            "length": len(rewards),
+            "terminated": not episode.truncated,
+            "ent_coef": ent_coef,
+            "entropy": visited.entropies.mean(),
+            "value": visited.values.mean(),
+            "soft_q_value": visited.soft_q_values.mean(),
+            "value_gap": (visited.values - visited.soft_q_values).mean(),
+            "target_lag": np.abs(visited.values - visited.target_values).mean(),
+            "soft_return": collected.mean(),
+            "value_bias": bias,
+            "value_slope": slope,
+            "bootstrapped": tail_weights.mean(),
+            "action_counts": _action_counts(episode.actions, self.n_bins),
+        }
+        self._keep_states(episode, visited, collected)
+        self._rows.append(row)
+        self._log(row, episode)
+        if time.monotonic() >= self._next_save:
+            self._save()
+
+    def _as_v_sees(self, episode: Episode) -> tuple[Observations, np.ndarray]:
+        """
+        :param episode: that just ended
+        :return: its length + 1 observations and its rewards, shape (length,), with the normalization and the scale of now
+        """
+        vec_normalize, scale = self.model.get_vec_normalize_env(), reward_scale(self.model)
+        rewards = np.array(episode.rewards, dtype=np.float64)
+        if vec_normalize is None:
+            return episode.states(), rewards * scale
+        # The last observation was normalized by the environment, just now
+        states = append(vec_normalize.normalize_obs(stack(episode.observations)), episode.final_observation)
+        return states, vec_normalize.normalize_reward(rewards).astype(np.float64) * scale
+
+    def _keep_states(self, episode: Episode, readings: StateReadings, collected: np.ndarray) -> None:
+        """
+        Keep some evenly spaced states of the episode, but of long runs not of every episode.
+
+        :param episode: that just ended
+        :param readings: of its visited states
+        :param collected: soft returns from them
+        """
+        index = len(self._rows)
+        if index % self._stride:
+            return
+        steps = np.unique(np.linspace(0, len(collected) - 1, self.n_states).round().astype(int))
+        kept = {
+            "episode": np.full(len(steps), index),
+            "step": steps,
+            "value": readings.values[steps],
+            "target_value": readings.target_values[steps],
+            "soft_q_value": readings.soft_q_values[steps],
+            "soft_return": collected[steps],
+        }
+        if is_small_box(self.model.observation_space):
+            kept["observation"] = np.stack([episode.observations[step] for step in steps])
+        self._states[index] = kept
+        if len(self._states) > _MAX_EPISODES_WITH_STATES:
+            self._stride *= 2
+            self._states = {index: states for index, states in self._states.items() if index % self._stride == 0}
+
+    def _log(self, row: dict[str, Any], episode: Episode) -> None:
+        """
+        :param row: of the episode
+        :param episode: that just ended
+        """
+        for name in ("entropy", "value", "soft_return", "value_bias", "value_slope", "value_gap", "target_lag"):
+            if not np.isnan(row[name]):
+                self.logger.record_mean(f"diagnostics/{name}", float(row[name]))
+        # A histogram, which only TensorBoard can show
+        self.logger.record(
+            "diagnostics/actions", th.as_tensor(np.stack(episode.actions)), exclude=("stdout", "log", "json", "csv")
+        )
+
+    def recording(self) -> Recording:
+        """:return: all that was recorded so far"""
+        recording = Recording(info=self._info)
+        if self._rows:
+            recording.episodes = {name: _compact([row[name] for row in self._rows]) for name in self._rows[0]}
+        kept = list(self._states.values())
+        if kept:
+            recording.states = {name: _compact(np.concatenate([states[name] for states in kept])) for name in kept[0]}
+        if "observation" in recording.states:
+            picture = landscape(self.model, recording.states["observation"])
+            recording.landscape = {} if picture is None else picture._asdict()
+        return recording
+
+    def _restore(self, recording: Recording) -> None:
+        """
+        :param recording: of the run that goes on; one of another task, or with other bins, is not continued but replaced
+        """
+        episodes, states = recording.episodes, recording.states
+        bins = (len(self._info["action_low"]), self.n_bins)
+        if recording.info["task"] != self._info["task"] or episodes.get("action_counts", np.empty(0)).shape[1:] != bins:
+            return
+        self._rows = [{name: array[index] for name, array in episodes.items()} for index in range(recording.n_episodes)]
+        for index in np.unique(states["episode"]) if states else ():
+            chosen = states["episode"] == index
+            self._states[int(index)] = {name: array[chosen] for name, array in states.items()}
+
+    def _save(self) -> None:
+        start = time.monotonic()
+        self.recording().save(self.path)
+        now = time.monotonic()
+        self._next_save = now + max(_SAVE_SECONDS, (now - start) / _SAVE_SHARE)
+        if self.verbose >= 2:
+            print(f"Wrote {len(self._rows)} episodes to {self.path}")
+
+
+def _run_info(model: SACV) -> dict[str, Any]:
+    """
+    :return: what names the run and gives its figures their units
+    """
+    env, space = model.get_env(), model.action_space
+    assert env is not None and isinstance(space, spaces.Box)
+    try:
+        spec = env.get_attr("spec")[0]
+    except (AttributeError, NotImplementedError):
+        spec = None
+    return {
+        "task": "" if spec is None else spec.id,
+        "algorithm": type(model).__name__,
+        "seed": model.seed,
+        "gamma": model.gamma,
+        "action_prior": model.action_prior,
+        "n_envs": model.n_envs,
+        "action_low": space.low.ravel().tolist(),
+        "action_high": space.high.ravel().tolist(),
+    }
+
+
+def _action_counts(actions: Sequence[np.ndarray], n_bins: int) -> np.ndarray:
+    """
+    :param actions: in [-1, 1], each of shape (action_dim,)
+    :param n_bins: over [-1, 1]
+    :return: shape (action_dim, n_bins)
+    """
+    flat = np.stack(actions).reshape(len(actions), -1)
+    return np.stack([np.histogram(column, bins=n_bins, range=(-1.0, 1.0))[0] for column in flat.T])
+
+
+def _compact(values: Any) -> np.ndarray:
+    """
+    :return: the same numbers, in half the bytes where that loses nothing of use
+    """
+    array = np.asarray(values)
+    if array.dtype == np.float64:
+        return array.astype(np.float32)
+    return array.astype(np.int32) if array.ndim == 3 else array

@@ -1,0 +1,70 @@
+"""One run or several seeds of one experiment: their quantities, their tenths, and what they are called."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from sb3_softvalue.diagnostics import Recording
+
+# Names and units of the coordinates and of the actions of well-known tasks
+_STATE_LABELS = {
+    "Pendulum-v1": ("angle from upright (rad)", "angular velocity (rad/s)"),
+    "MountainCarContinuous-v0": ("position (track units)", "velocity (track units per step)"),
+}
+_ACTION_LABELS = {
+    "Pendulum-v1": ["torque (N·m)"],
+    "MountainCarContinuous-v0": ["force (share of the motor's)"],
+    "Reacher-v5": ["shoulder torque (N·m)", "elbow torque (N·m)"],
+}
+
+Recordings = Recording | Sequence[Recording]
+
+
+def as_list(recordings: Recordings) -> list[Recording]:
+    """:return: the recordings, at least one"""
+    recordings = [recordings] if isinstance(recordings, Recording) else list(recordings)
+    if not recordings or any(recording.n_episodes == 0 for recording in recordings):
+        raise ValueError("There is no finished episode to draw: train for longer.")
+    return recordings
+
+
+def titled(recordings: list[Recording], text: str) -> str:
+    """:return: what is shown, of which algorithm and task"""
+    info = recordings[0].info
+    return f"{text}: {info['algorithm']} on {info['task'] or 'a custom task'}"
+
+
+def curves_of(recordings: list[Recording], name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """:return: time steps and a quantity of the episodes, for each recording"""
+    return [(recording.episodes["timesteps"], recording.episodes[name]) for recording in recordings]
+
+
+def tenths_of(n_episodes: int) -> list[slice]:
+    """:return: ten parts of the episodes, in order; of fewer than ten some are repeated"""
+    edges = np.linspace(0, n_episodes, 11)
+    return [slice(int(start), max(int(start) + 1, int(end))) for start, end in pairwise(edges)]
+
+
+def tenth_mean(values: np.ndarray, index: int) -> float:
+    """:return: mean over one tenth of the episodes; NaN where it holds none but NaN"""
+    part = values[tenths_of(len(values))[index]]
+    part = part[np.isfinite(part)]
+    return float(part.mean()) if len(part) else float("nan")
+
+
+def state_labels(recording: Recording) -> tuple[str, str]:
+    """:return: labels of the landscape's axes"""
+    task, fixed = recording.info["task"], recording.landscape["fixed"]
+    if task in _STATE_LABELS:
+        return _STATE_LABELS[task]
+    if bool(recording.landscape["is_angle"]):
+        return "angle of observations 0 and 1 (rad)", "observation 2 (task's unit)"
+    held = f", observation 2 held at {fixed[0]:.3g}" if len(fixed) else ""
+    return f"observation 0 (task's unit){held}", "observation 1 (task's unit)"
+
+
+def action_labels(info: dict[str, Any]) -> list[str]:
+    """:return: label of each dimension of the action"""
+    return _ACTION_LABELS.get(info["task"], [f"action {dim} (task's unit)" for dim in range(len(info["action_low"]))])

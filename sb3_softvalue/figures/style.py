@@ -1,0 +1,107 @@
+"""The look of all pictures, and curves over the time steps."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sb3_softvalue.diagnostics import Recording
+from sb3_softvalue.figures.runs import curves_of, titled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito 2008, distinguishable under the common colour blindnesses
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
+_WIDTH, _HEIGHT, _DPI = 8.0, 4.0, 110
+
+
+def new_figure(title: str, n_rows: int = 1, n_columns: int = 1, height: float = _HEIGHT) -> tuple["Figure", np.ndarray]:
+    """
+    A figure in this package's look, without pyplot's global state and without a display.
+
+    :param title: of the whole
+    :param n_rows: of axes
+    :param n_columns: of axes
+    :param height: inches
+    :return: the figure and its axes, shape (n_rows, n_columns)
+    :raises ImportError: if matplotlib is not installed
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            'Figures need matplotlib: pip install "sb3_softvalue[figures]" (or pip install matplotlib).'
+        ) from error
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.grid(alpha=0.3, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
+
+
+def rolling_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """
+    :param values: shape (n,)
+    :param window: number of values up to each one, fewer at the start
+    :return: trailing mean, shape (n,)
+    """
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def draw_curves(
+    axes: "Axes", curves: Sequence[tuple[np.ndarray, np.ndarray]], color: str, label: str, smooth: bool = True
+) -> None:
+    """
+    One curve as points and their rolling mean; several (seeds) as their mean in a band from the lowest to the highest.
+
+    :param axes: to draw on
+    :param curves: x and y of each, x increasing
+    :param color: of all
+    :param label: of the line
+    :param smooth: False leaves out the rolling mean
+    """
+    curves = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves]
+    curves = [(x, y) for x, y in curves if len(x)]
+    if not curves:
+        return
+    drawn = [(x, rolling_mean(y, max(5, len(y) // 20)) if smooth else y) for x, y in curves]
+    if len(curves) == 1:
+        if smooth:
+            axes.plot(*curves[0], ".", color=color, alpha=0.5, markersize=5, markeredgewidth=0, label="one episode")
+        axes.plot(*drawn[0], color=color, linewidth=2, label=label)
+        return
+    start, end = max(x[0] for x, _ in drawn), min(x[-1] for x, _ in drawn)
+    grid = np.linspace(start, max(start, end), 200)
+    lines = np.stack([np.interp(grid, x, y) for x, y in drawn])
+    axes.fill_between(grid, lines.min(axis=0), lines.max(axis=0), color=color, alpha=0.2, linewidth=0)
+    axes.plot(
+        grid, lines.mean(axis=0), color=color, linewidth=2, label=f"{label}, {len(lines)} seeds (band: lowest to highest)"
+    )
+
+
+def over_time(
+    recordings: list[Recording], title: str, name: str, color: str, label: str, smooth: bool = True
+) -> tuple["Figure", "Axes"]:
+    """:return: a figure of one quantity of the episodes over the time steps, and its axes"""
+    figure, grid = new_figure(titled(recordings, title))
+    axes = grid[0, 0]
+    draw_curves(axes, curves_of(recordings, name), color, label, smooth)
+    axes.set_xlabel("time steps")
+    shorten_ticks(axes)
+    axes.legend(frameon=False, fontsize=9)
+    return figure, axes
+
+
+def shorten_ticks(axes: "Axes") -> None:
+    """Write 20k for 20000 on the time axis, from 0 on."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))

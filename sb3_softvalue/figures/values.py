@@ -1,0 +1,132 @@
+"""What V said: against the returns collected, along an episode, over the state space."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sb3_softvalue.diagnostics import Calibration, Recording, calibration_line
+from sb3_softvalue.figures.runs import Recordings, action_labels, as_list, curves_of, state_labels, tenths_of, titled
+from sb3_softvalue.figures.style import BLUE, GREEN, ORANGE, VERMILION, draw_curves, new_figure, shorten_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def calibration(recordings: Recordings, frozen: Calibration | None = None) -> "Figure":
+    """
+    V against the soft return collected, and the bias of V over the training.
+
+    :param recordings: of one run, or of several seeds, whose states are pooled
+    :param frozen: from ``evaluate_values``; without it the states of the last tenth of the episodes are shown, during which
+        the policy still changed
+    :return: scatter on the left, bias over time on the right
+    """
+    recordings = as_list(recordings)
+    figure, grid = new_figure(titled(recordings, "V(s) against the soft return collected"), 1, 2, height=4.3)
+    scatter, bias = grid[0]
+    values, collected = _late_states(recordings) if frozen is None else (frozen.values, frozen.collected)
+    slope, mean_bias = calibration_line(values, collected)
+    chosen = np.linspace(0, len(values) - 1, min(len(values), 2000)).astype(int)
+    scatter.scatter(values[chosen], collected[chosen], s=8, color=BLUE, alpha=0.3, linewidths=0, rasterized=True)
+    ends = np.array([min(values.min(), collected.min()), max(values.max(), collected.max())])
+    scatter.plot(ends, ends, color="black", linestyle="--", linewidth=1.2, label="calibrated")
+    if np.isfinite(slope):
+        ends = np.array([values.min(), values.max()])
+        line = collected.mean() + slope * (ends - values.mean())
+        scatter.plot(ends, line, color=VERMILION, linewidth=2, label=f"slope {slope:.2f}, bias {mean_bias:+.2g}")
+    scatter.set(xlabel="V(s) (soft value, scaled reward)", ylabel="soft return collected (scaled reward)")
+    scatter.set_title("policy frozen" if frozen is not None else "last tenth of the training", fontsize=10)
+    scatter.legend(frameon=False, fontsize=9)
+
+    draw_curves(bias, curves_of(recordings, "value_bias"), VERMILION, "rolling mean")
+    bias.axhline(0.0, color="black", linestyle="--", linewidth=1.2)
+    bias.set_title("during training", fontsize=10)
+    if len(bias.lines) > 1:  # not when all was warm-up
+        bias.legend(frameon=False, fontsize=9)
+    bias.set(xlabel="time steps", ylabel="V(s) − soft return collected\n(above 0: over-estimation)")
+    shorten_ticks(bias)
+    return figure
+
+
+def value_along_episode(recordings: Recordings) -> "Figure":
+    """
+    What V, V̄ and the critics said along an episode, beside the soft return that then came.
+
+    :param recordings: of one run; of several the first is shown
+    :return: the last episode of which states were kept
+    """
+    recordings = as_list(recordings)
+    states = recordings[0].states
+    last = states["episode"] == states["episode"].max()
+    figure, grid = new_figure(titled(recordings[:1], f"V(s) along episode {states['episode'].max() + 1}"))
+    axes = grid[0, 0]
+    steps = states["step"][last]
+    axes.plot(steps, states["soft_return"][last], color="black", linestyle="--", label="soft return collected from s on")
+    axes.plot(steps, states["value"][last], color=BLUE, linewidth=2, label="V(s)")
+    axes.plot(steps, states["target_value"][last], color=ORANGE, linewidth=1.5, label="target V̄(s)")
+    axes.plot(steps, states["soft_q_value"][last], color=GREEN, linestyle=":", linewidth=2, label="min Q − α·log π")
+    axes.set(xlabel="step of the episode", ylabel="soft value\n(discounted, scaled reward)")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def value_landscape(recording: Recording) -> "Figure":
+    """
+    V over the state space of a task with two or three dimensions, with the policy's action as arrows: along y for one
+    dimension (as a torque changes a velocity), else the first two dimensions. Dots are the states visited last.
+
+    :param recording: of a run on such a task
+    :return: the map
+    :raises ValueError: if the task has more dimensions
+    """
+    if not recording.landscape:
+        raise ValueError("A landscape needs a task whose observations are two or three numbers, such as Pendulum-v1.")
+    x, y, values, actions = (recording.landscape[name] for name in ("x", "y", "values", "actions"))
+    figure, grid = new_figure(titled([recording], "V(s) over the state space"), height=4.8)
+    axes = grid[0, 0]
+    axes.grid(False)
+    image = axes.pcolormesh(x, y, values, cmap="viridis", shading="gouraud")
+    figure.colorbar(image, ax=axes, label="V(s) (soft value, scaled reward)")
+
+    coordinates = _coordinates(recording)
+    axes.plot(*coordinates[-400:].T, ".", color="white", markersize=3, alpha=0.5)
+    every = (slice(2, None, 4), slice(2, None, 4))
+    half_range = (np.array(recording.info["action_high"]) - np.array(recording.info["action_low"])) / 2.0
+    arrows = (actions / half_range)[every]
+    vertical = arrows[..., 0] if arrows.shape[-1] == 1 else arrows[..., 1]
+    horizontal = np.zeros_like(vertical) if arrows.shape[-1] == 1 else arrows[..., 0]
+    axes.quiver(
+        x[every[1]],
+        y[every[0]],
+        horizontal,
+        vertical,
+        color="black",
+        scale=24,
+        width=0.003,
+        headwidth=4,
+        headlength=5,
+        pivot="mid",
+    )
+    x_label, y_label = state_labels(recording)
+    axes.set(xlabel=x_label, ylabel=y_label, xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    action = action_labels(recording.info)[0] if arrows.shape[-1] == 1 else "the first two actions"
+    axes.set_title(f"arrows: {action} of the policy; dots: states visited last", fontsize=10)
+    return figure
+
+
+def _late_states(recordings: list[Recording]) -> tuple[np.ndarray, np.ndarray]:
+    """:return: V and soft return collected of the kept states in the last tenth of the episodes"""
+    chosen = []
+    for recording in recordings:
+        start = min(tenths_of(recording.n_episodes)[9].start, int(recording.states["episode"].max()))
+        chosen.append((recording.states, recording.states["episode"] >= start))
+    values, collected = ([states[name][late] for states, late in chosen] for name in ("value", "soft_return"))
+    return np.concatenate(values).astype(np.float64), np.concatenate(collected).astype(np.float64)
+
+
+def _coordinates(recording: Recording) -> np.ndarray:
+    """:return: the two coordinates of the landscape for the kept states, shape (n, 2)"""
+    observations = recording.states["observation"]
+    if bool(recording.landscape["is_angle"]):
+        return np.stack([np.arctan2(observations[:, 1], observations[:, 0]), observations[:, 2]], axis=1)
+    return observations[:, :2]
