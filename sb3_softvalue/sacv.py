@@ -251,7 +251,7 @@ class SACV(Readings, Saving, Guarded):
             gradients, step_metrics = self._executor(
                 step.params, batch, update.draw_noise(self.actor, batch_size, self.device), self._temperature(), reward_scale
             )
-            closed = self._gate(closed, batch, step_metrics, gradients, step.params)
+            closed = self._gate(closed, batch, step_metrics)
             step(gradients, self.max_grad_norm, closed)
             metrics.append(step_metrics)
             self._n_updates += 1
@@ -295,12 +295,12 @@ class SACV(Readings, Saving, Guarded):
         """
         Log the mean over gradient steps; the only place where ``train()`` waits for the device.
 
-        :param metrics: for each gradient step one tensor in the order of ``update.Metrics``
+        :param metrics: for each gradient step one tensor, see ``update.objective_gradients``
         """
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if not metrics:
             return
-        means = dict(zip(update.Metrics._fields, th.stack(metrics).mean(dim=0).tolist(), strict=True))
+        means = dict(zip(update.Metrics._fields, th.stack(metrics).mean(dim=0).tolist(), strict=False))
         if self.ent_coef_optimizer is not None:
             self._check_temperature(means["ent_coef"], means["entropy"])
         for name, mean in means.items():

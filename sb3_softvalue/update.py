@@ -222,11 +222,27 @@ def objective_gradients(
     :param noise: see ``JointObjective.forward``
     :param temperature: α
     :param reward_scale: factor of the rewards
-    :return: one gradient for each parameter, None where the objective does not depend on it, and the metrics as one
-        tensor in the order of ``Metrics``
+    :return: one gradient for each parameter, None where the objective does not depend on it, and as one tensor the metrics
+        in the order of ``Metrics`` and after them 1 if all is finite, else 0 (``all_finite``)
     """
     total, metrics = objective(batch, noise, temperature, reward_scale)
-    return th.autograd.grad(total, list(params), allow_unused=True), th.stack(metrics)
+    gradients = th.autograd.grad(total, list(params), allow_unused=True)
+    return gradients, th.stack([*metrics, all_finite(metrics, gradients, params)])
+
+
+def all_finite(metrics: Metrics, gradients: Sequence[th.Tensor | None], params: Sequence[th.Tensor]) -> th.Tensor:
+    """
+    Whether an update may be made. A number in a backward pass that is not finite reaches the gradient of a bias, so that it is
+    enough to look at the vectors among the tensors.
+
+    :param metrics: of the update
+    :param gradients: of the parameters, None where there is none
+    :param params: the parameters
+    :return: shape (), 1 or 0 in the type of the metrics
+    """
+    vectors = [tensor.detach() for tensor in (*gradients, *params) if tensor is not None and tensor.dim() == 1]
+    total = th.stack(metrics).sum()
+    return th.isfinite(total + th.cat(vectors).sum() if vectors else total).to(total.dtype)
 
 
 class TargetUpdate:

@@ -144,31 +144,21 @@ class Guarded(SAC):
         assert self._hints is not None and isinstance(self.target_entropy, float)
         self._hints.about_temperature(ent_coef, initial_ent_coef(self.ent_coef), entropy, self.target_entropy)
 
-    def _gate(
-        self,
-        closed: th.Tensor | None,
-        batch: Batch,
-        metrics: th.Tensor,
-        gradients: Sequence[th.Tensor | None],
-        params: Sequence[th.Tensor],
-    ) -> th.Tensor | None:
+    def _gate(self, closed: th.Tensor | None, batch: Batch, metrics: th.Tensor) -> th.Tensor | None:
         """
         Decide whether an update may be made. On a CPU that is known at once; elsewhere it is told to the optimizers on the
         device, and found out when the losses are read.
 
         :param closed: what was decided about the update before; after one that was not made, none is
         :param batch: of the update
-        :param metrics: of the update, in the order of ``update.Metrics``
-        :param gradients: of the parameters, None where there is none
-        :param params: the parameters
+        :param metrics: of the update, as ``update.objective_gradients`` gives them
         :return: None on a CPU, else shape (1,): 1 where the update must not be made
         :raises NonFiniteError: on a CPU, if it must not be made
         """
-        finite = is_finite(metrics, gradients, params)
-        if finite.device.type != "cpu":
-            now = (~finite).float().reshape(1)
+        if metrics.device.type != "cpu":
+            now = 1.0 - metrics[-1:]
             return now if closed is None else th.maximum(closed, now)
-        if not finite:
+        if metrics[-1].item() == 0.0:
             self._stop_update(batch, metrics)
         return None
 
@@ -177,13 +167,13 @@ class Guarded(SAC):
         Say why an update was not made.
 
         :param batch: that it was computed from, or the last one before it was noticed
-        :param metrics: of the update, in the order of ``update.Metrics``
+        :param metrics: of the update, as ``update.objective_gradients`` gives them
         :raises NonFiniteError: always
         """
         broken = self._backup.broken()
         if broken:
             self._stop_for_parameters(broken)
-        bad = [name for name, value in zip(Metrics._fields, metrics.tolist(), strict=True) if not np.isfinite(value)]
+        bad = [name for name, value in zip(Metrics._fields, metrics.tolist(), strict=False) if not np.isfinite(value)]
         what = f"{', '.join(bad) if bad else 'A gradient'} of update {self._n_updates + 1} is not finite: " + (
             "; ".join(_bad_entries(batch)) or "all of its batch was"
         )
@@ -223,20 +213,6 @@ class Guarded(SAC):
             for name, tensor in (("Q", q_values), ("V", values)):
                 parts.append(f"largest |{name}| {float(tensor[th.isfinite(tensor)].abs().max()):.3g}")
         return ", ".join(parts)
-
-
-def is_finite(metrics: th.Tensor, gradients: Sequence[th.Tensor | None], params: Sequence[th.Tensor]) -> th.Tensor:
-    """
-    Whether an update may be made, computed where the tensors are. Every non-finite number in a network's backward pass
-    reaches the gradient of a bias, so that the small tensors are enough to look at.
-
-    :param metrics: losses and means of the update, shape (n,)
-    :param gradients: of the parameters, None where there is none
-    :param params: the parameters
-    :return: shape (), bool
-    """
-    small = [tensor.reshape(-1) for tensor in (*gradients, *params) if tensor is not None and tensor.dim() <= 1]
-    return th.isfinite(th.cat([metrics, *small]).sum())
 
 
 def _bad_entries(batch: Batch) -> Iterator[str]:
