@@ -9,6 +9,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.sac.sac import SAC
 
+from sb3_softvalue.checkpoint import load_checkpoint, save_checkpoint
+
 SelfSaving = TypeVar("SelfSaving", bound="Saving")
 
 
@@ -66,6 +68,27 @@ class Saving(SAC):
             load_path_or_dict = copy.deepcopy(load_path_or_dict)
         super().set_parameters(load_path_or_dict, exact_match, device)
 
+    def save_checkpoint(self, folder: str | pathlib.Path) -> None:
+        """
+        Write the whole training to a folder, to go on from with ``load_checkpoint``: see ``checkpoint.save_checkpoint``, and
+        ``checkpoint.ResumableCheckpoint`` for doing so while it goes on.
+
+        :param folder: of the run
+        :raises CheckpointError: if it cannot be stored or written
+        """
+        save_checkpoint(self, folder)
+
+    def load_checkpoint(self, folder: str | pathlib.Path) -> bool:
+        """
+        Go on from the newest checkpoint of a folder: then ``learn(total - model.num_timesteps, reset_num_timesteps=False)``,
+        see ``checkpoint.load_checkpoint``.
+
+        :param folder: of the run
+        :return: whether every environment is exactly where it was, else new episodes begin
+        :raises CheckpointError: if there is none, it is damaged, or it is of another model
+        """
+        return load_checkpoint(self, folder)
+
     def _excluded_save_params(self) -> list[str]:
         return [
             *super()._excluded_save_params(),
@@ -78,6 +101,7 @@ class Saving(SAC):
             "_backup",
             "_hints",
             "_statistics",
+            "_rollout_begun",
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

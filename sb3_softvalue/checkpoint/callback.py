@@ -1,0 +1,102 @@
+"""The callback that writes checkpoints while a training goes on."""
+
+import pathlib
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from sb3_softvalue.checkpoint import random_state, state
+from sb3_softvalue.checkpoint.save_load import KEEP, save_checkpoint
+
+
+class ResumableCheckpoint(BaseCallback):
+    """
+    Write a checkpoint of the whole training every so many steps, at its end, and when it is interrupted (Ctrl-C, or the
+    SIGTERM of a scheduler; a second one interrupts at once). ``model.load_checkpoint(folder)`` goes on from the newest.
+
+    A checkpoint that is written as an episode begins is resumed bit for bit on a CPU; one in the middle of an episode begins
+    the next one. That is why it waits for the end of an episode, but not for longer than another ``save_freq``.
+
+    :param folder: of the run
+    :param save_freq: steps of the model between two checkpoints
+    :param keep: number of checkpoints to keep
+    :param at_episode_end: whether to wait for the end of an episode, of all environments at once
+    :param verbose: Verbosity level: 0 for no output, 1 for one line for each checkpoint
+    """
+
+    model: OffPolicyAlgorithm
+
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        save_freq: int = 10_000,
+        keep: int = KEEP,
+        at_episode_end: bool = True,
+        verbose: int = 0,
+    ):
+        super().__init__(verbose)
+        if save_freq < 1 or keep < 1:
+            raise ValueError(f"save_freq and keep must be at least 1, got {save_freq} and {keep}.")
+        self.folder = pathlib.Path(folder)
+        self.save_freq, self.keep, self.at_episode_end = save_freq, keep, at_episode_end
+        self._interrupted = False
+        self._handlers: dict[int, Any] = {}
+        self._saved_at = 0
+        self._done = np.zeros(0, dtype=bool)
+        # Of the environments, after the last step and before it
+        self._states: Any = None
+        self._states_before: Any = None
+
+    def _on_training_start(self) -> None:
+        self._saved_at = self.num_timesteps
+        self._interrupted = False
+        self._done = np.zeros(self.training_env.num_envs, dtype=bool)
+        self._states = random_state.env_states(self.training_env)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        """Called by the system: stop at the next consistent moment."""
+        self._restore_handlers()
+        self._interrupted = True
+        print(f"Interrupted: a checkpoint is written to {self.folder} and the training stops. Once more interrupts at once.")
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _on_rollout_start(self) -> None:
+        begun = vars(self.model).pop("_rollout_begun", None)
+        if begun is not None:
+            random_state.set_global_states(begun[0])
+            state.set_exploration(self.model, begun[1])
+        overdue = self.num_timesteps - self._saved_at - self.save_freq
+        if self._interrupted or (overdue >= 0 and (self._done.all() or not self.at_episode_end or overdue >= self.save_freq)):
+            self._save()
+
+    def _on_step(self) -> bool:
+        self._done = np.array(self.locals["dones"], dtype=bool)
+        self._states_before, self._states = self._states, random_state.env_states(self.training_env)
+        # The checkpoint is there: the step that was made since is not in it
+        return not (self._interrupted and self._saved_at + self.training_env.num_envs >= self.num_timesteps)
+
+    def _on_training_end(self) -> None:
+        self._restore_handlers()
+        if not self._interrupted and self.num_timesteps > self._saved_at:
+            self._save()
+
+    def _save(self) -> None:
+        before = None
+        if self._states_before is not None:
+            pairs = zip(self._states_before, self._done, strict=True)
+            before = [state if done else None for state, done in pairs]
+        save_checkpoint(self.model, self.folder, self.keep, before)
+        self._saved_at = self.num_timesteps
+        if self.verbose >= 1:
+            print(f"Checkpoint at step {self.num_timesteps} in {self.folder}")
