@@ -101,3 +101,11 @@ def test_drug_dosing_model(example: ModuleType) -> None:
     assert example.risk(70.0) == pytest.approx(7.7, abs=0.1) and example.risk(180.0) == pytest.approx(7.7, abs=0.1)
     # Plasma insulin alone is linear: after one minute from 15 mU/L without infusion, 15·exp(-n)
     assert example._runge_kutta(basal, 0.0)[2] == pytest.approx(15.0 * np.exp(-example.N), rel=1e-6)
+
+
+@uses("resume")
+def test_resume(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ["--folder", str(tmp_path)]
+    assert example.main([*folder, "--timesteps", "210"]) == 210
+    assert example.main([*folder, "--timesteps", "230"]) == 230
+    assert "Going on from step 210" in capsys.readouterr().out

@@ -276,3 +276,34 @@ def test_record_training_without_ffmpeg_is_one_sentence(
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(SystemExit, match="record_training needs ffmpeg"):
         launch("record_training", *PENDULUM, "-f", "logs")
+
+
+def test_resume(launch: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """--resume starts, goes on, and says when all is done."""
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    learn = ExperimentManager.learn
+    for n_timesteps, said in (
+        (150, "Checkpoint at step 150"),
+        (220, "Going on from step 150"),
+        (220, "All 220 steps are done"),
+    ):
+        # Each launch is a process of its own
+        monkeypatch.setattr(ExperimentManager, "learn", learn)
+        launch("train", *PENDULUM, "-f", "logs", "--eval-freq", -1, "--resume", "kept", "-n", n_timesteps, "--num-threads", 1)
+        assert said in capsys.readouterr().out
+    assert len(list(Path("kept").glob("checkpoint-*"))) == 2
+
+
+@pytest.mark.parametrize("arguments", [["--resume"], ["--resume", "-n", "5"]])
+def test_resume_needs_a_folder(arguments: list[str], launch: Callable[..., None]) -> None:
+    with pytest.raises(SystemExit, match="--resume needs the folder of the checkpoints"):
+        launch("train", *PENDULUM, *arguments)
+
+
+def test_resume_is_for_sacv(launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    monkeypatch.setattr(ExperimentManager, "learn", ExperimentManager.learn)
+    with pytest.raises(SystemExit, match="goes on with models of sacv, not of sac"):
+        launch("train", "--algo", "sac", *PENDULUM[2:], "-f", "logs", "-n", 5, "--resume=kept")

@@ -122,7 +122,9 @@ def commit(folder: pathlib.Path, files: dict[str, bytes], blocks: dict[str, Any]
     try:
         sums = {name: write_file(temporary / name, content) for name, content in files.items()}
         manifest = {"format": FORMAT, "files": sums, "blocks": blocks, "facts": facts}
-        write_file(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        text = json.dumps(manifest, indent=1).encode()
+        # Its own checksum is its last line
+        write_file(temporary / MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
         sync_folder(temporary)
         os.rename(temporary, folder / f"checkpoint-{number:06d}")
         sync_folder(folder)
@@ -141,12 +143,20 @@ def _remove_unused_blocks(folder: pathlib.Path) -> None:
     used = set()
     for path in checkpoints(folder):
         try:
-            used |= {name for names in json.loads((path / MANIFEST).read_bytes())["blocks"].values() for name in names}
+            used |= {name for names in _read_manifest(path)["blocks"].values() for name in names}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return
     for block in (folder / BLOCKS).glob("*.npy"):
         if block.name not in used:
             block.unlink()
+
+
+def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """:return: the manifest of a checkpoint, checked"""
+    text, _, checksum = (path / MANIFEST).read_bytes().rpartition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != checksum:
+        raise ValueError(f"{MANIFEST} is not what was written")
+    return json.loads(text)
 
 
 def read_checkpoint(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -163,7 +173,7 @@ def read_checkpoint(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, byt
     path = found[-1]
     other = f"; the one before it is {found[-2]}" if len(found) > 1 else ""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = _read_manifest(path)
         if manifest["format"] != FORMAT:
             raise CheckpointError(
                 f"The checkpoint {path} has format {manifest['format']!r} and this version of sb3_softvalue reads {FORMAT}: "

@@ -1,6 +1,7 @@
 """The replay buffer in blocks that are named by their content: what has not changed is not written again."""
 
 import hashlib
+import io
 import os
 import pathlib
 from typing import Any
@@ -71,22 +72,30 @@ def write_blocks(buffer: ReplayBuffer, folder: pathlib.Path) -> dict[str, list[s
     return names
 
 
-def _content(block: np.ndarray) -> str:
-    """:return: SHA-256 of what a block is"""
-    digest = hashlib.sha256(f"{block.dtype.str}{block.shape}".encode())
-    digest.update(_bytes(block))
-    return digest.hexdigest()
+def _header(block: np.ndarray) -> bytes:
+    """:return: what stands before the numbers in a file of NumPy's format"""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(block))
+    return header.getvalue()
 
 
-def _bytes(block: np.ndarray) -> Any:
+def _numbers(block: np.ndarray) -> Any:
     """:return: the block's memory, not a copy"""
     return np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+
+
+def _content(block: np.ndarray) -> str:
+    """:return: SHA-256 of the file that a block becomes"""
+    digest = hashlib.sha256(_header(block))
+    digest.update(_numbers(block))
+    return digest.hexdigest()
 
 
 def _save(block: np.ndarray, path: pathlib.Path) -> None:
     """Write a block as .npy and flush it to the disk."""
     with open(path, "wb") as file:
-        np.save(file, block, allow_pickle=False)
+        file.write(_header(block))
+        file.write(_numbers(block))
         file.flush()
         os.fsync(file.fileno())
 
@@ -120,7 +129,11 @@ def _read(path: pathlib.Path, array: np.ndarray, rows: int) -> np.ndarray:
     """:return: one block, mapped from its file and checked"""
     try:
         block = np.load(path, mmap_mode="r", allow_pickle=False)
-        whole = block.shape == (rows, *array.shape[1:]) and block.dtype == array.dtype and _content(block) == path.stem
+        header = _header(block)
+        with open(path, "rb") as file:
+            as_written = file.read(len(header)) == header and path.stat().st_size == len(header) + block.nbytes
+        fits = block.shape == (rows, *array.shape[1:]) and block.dtype == array.dtype
+        whole = as_written and fits and _content(block) == path.stem
     except (OSError, ValueError, EOFError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"The checkpoint's block {path.name} is missing or damaged ({error}).") from error
     if not whole:

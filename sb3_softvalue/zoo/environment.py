@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS
 
 from sb3_softvalue.sacv import SACV
 from sb3_softvalue.zoo.registration import extend
+from sb3_softvalue.zoo.resume import resumable, take_option
 
 
 def prepare(front_end: str, arguments: list[str]) -> None:
@@ -26,6 +28,10 @@ def prepare(front_end: str, arguments: list[str]) -> None:
     :param arguments: its arguments
     :raises ValueError: if something is missing that cannot be replaced
     """
+    if front_end == "train":
+        folder = take_option(sys.argv)
+        if folder is not None:
+            extend(ExperimentManager, "learn", resumable(folder))
     if front_end in ("enjoy", "record_video", "push_to_hub"):
         ALGOS["sacv"] = PlayedSACV
     if front_end == "enjoy":

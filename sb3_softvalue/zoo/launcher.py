@@ -28,7 +28,7 @@ _PENDULUM = "--algo sacv --env Pendulum-v1 -f logs"
 _PLOTS = "rl_zoo3.plots"
 
 FRONT_ENDS = {
-    "train": FrontEnd("rl_zoo3.train:train", "train, continue or tune", f"{_PENDULUM} --eval-freq 5000"),
+    "train": FrontEnd("rl_zoo3.train:train", "train, continue or tune", f"{_PENDULUM} --resume runs/pendulum"),
     "enjoy": FrontEnd("rl_zoo3.enjoy:enjoy", "run a trained agent", f"{_PENDULUM} --no-render"),
     "record_video": FrontEnd("rl_zoo3.record_video", "film a trained agent", f"{_PENDULUM} -n 200"),
     "record_training": FrontEnd("rl_zoo3.record_training", "one film of all checkpoints", f"{_PENDULUM} -n 200 --gif"),

@@ -1,0 +1,33 @@
+"""
+Interrupt a training and go on: run it, press Ctrl-C, run it again.
+
+    python examples/resume.py
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from sb3_softvalue import SACV
+from sb3_softvalue.checkpoint import ResumableCheckpoint, has_checkpoint
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """:return: the steps that are done"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timesteps", type=int, default=20_000, help="of the whole training")
+    parser.add_argument("--folder", default="runs/resume", help="of the checkpoints")
+    args = parser.parse_args(argv)
+
+    model = SACV("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=0)
+    if has_checkpoint(args.folder):
+        model.load_checkpoint(args.folder)
+        print(f"Going on from step {model.num_timesteps}")
+    if model.num_timesteps < args.timesteps:
+        callback = ResumableCheckpoint(args.folder, save_freq=1_000, verbose=1)
+        model.learn(args.timesteps - model.num_timesteps, reset_num_timesteps=False, callback=callback)
+    print(f"{model.num_timesteps} of {args.timesteps} steps are done")
+    return model.num_timesteps
+
+
+if __name__ == "__main__":
+    main()

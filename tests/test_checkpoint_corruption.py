@@ -1,0 +1,180 @@
+"""Damaged and forged checkpoints: one clear error each, the model unchanged, nothing from the files is run."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_softvalue import SACV
+from sb3_softvalue.checkpoint import CheckpointError
+from tests.helpers import assert_same
+from tests.test_checkpoint import everything, make
+
+N_DAMAGED = 480
+
+
+class Bomb:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    make().learn(60).save_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> SACV:
+    return make(seed=7)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def damage(folder: Path, rng: np.random.Generator) -> str:
+    """Do one thing to one file, or to two."""
+    path, other = (files_of(folder)[index] for index in rng.choice(len(files_of(folder)), 2, replace=False))
+    kind = rng.choice(["truncate", "flip", "delete", "swap", "append", "empty"])
+    content = bytearray(path.read_bytes())
+    if kind == "truncate":
+        path.write_bytes(content[: rng.integers(len(content))])
+    elif kind == "flip":
+        content[rng.integers(len(content))] ^= int(rng.integers(1, 256))
+        path.write_bytes(content)
+    elif kind == "delete":
+        path.unlink()
+    elif kind == "swap":
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    elif kind == "append":
+        path.write_bytes(content + b"x")
+    else:
+        path.write_bytes(b"")
+    return f"{kind} {path.name}"
+
+
+def test_damaged(written, model, tmp_path):
+    """480 of 480; the remaining twenty of five hundred are the forged ones below."""
+    before, rng = everything(model), np.random.default_rng(0)
+    for index in range(N_DAMAGED):
+        folder = tmp_path / str(index)
+        shutil.copytree(written, folder)
+        what = damage(folder, rng)
+        with pytest.raises(CheckpointError) as error:
+            model.load_checkpoint(folder)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 600, what
+        assert_same(everything(model), before, what)
+        shutil.rmtree(folder)
+
+
+def forge(folder: Path, change: Callable[[Path, dict[str, Any]], None]) -> None:
+    """Change a checkpoint and make all of its checksums right again."""
+    (path,) = folder.glob("checkpoint-*")
+    manifest = json.loads((path / "manifest.json").read_bytes().rpartition(b"\n")[0])
+    change(path, manifest)
+    for name in manifest["files"]:
+        if (path / name).is_file():
+            manifest["files"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
+    text = json.dumps(manifest).encode()
+    (path / "manifest.json").write_bytes(text + b"\n" + hashlib.sha256(text).hexdigest().encode())
+
+
+def rewrite_state(change: Callable[[dict[str, Any]], None]) -> Callable[[Path, dict[str, Any]], None]:
+    """A change of state.json."""
+
+    def apply(path: Path, manifest: dict[str, Any]) -> None:
+        state = json.loads((path / "state.json").read_bytes())
+        change(state)
+        (path / "state.json").write_text(json.dumps(state))
+
+    return apply
+
+
+def drop_parameter(path: Path, manifest: dict[str, Any]) -> None:
+    tensors = th.load(path / "tensors.pt", weights_only=True)
+    tensors["parameters"]["policy"].popitem()
+    th.save(tensors, path / "tensors.pt")
+
+
+def reshape_parameter(path: Path, manifest: dict[str, Any]) -> None:
+    tensors = th.load(path / "tensors.pt", weights_only=True)
+    name = next(iter(tensors["parameters"]["policy"]))
+    tensors["parameters"]["policy"][name] = th.zeros(1)
+    th.save(tensors, path / "tensors.pt")
+
+
+FORGED: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    "version": lambda path, manifest: manifest.update(format=2),
+    "no version": lambda path, manifest: manifest.pop("format"),
+    "a name that climbs": lambda path, manifest: manifest["files"].update({"../../secret.txt": "0"}),
+    "an absolute name": lambda path, manifest: manifest["files"].update({"/etc/passwd": "0"}),
+    "a block that climbs": lambda path, manifest: manifest["blocks"]["rewards"].__setitem__(0, "../x.npy"),
+    "no blocks": lambda path, manifest: manifest.update(blocks={}),
+    "too few blocks": lambda path, manifest: manifest["blocks"]["rewards"].clear(),
+    "blocks of another array": lambda path, manifest: manifest["blocks"].update(rewards=manifest["blocks"]["observations"]),
+    "facts": lambda path, manifest: manifest.update(facts=[]),
+    "no state": lambda path, manifest: manifest["files"].pop("state.json"),
+    "no tensors": lambda path, manifest: manifest["files"].pop("tensors.pt"),
+    "counter": rewrite_state(lambda state: state["counters"].update(num_timesteps="many")),
+    "another attribute": rewrite_state(lambda state: state["counters"].update(policy=1)),
+    "position": rewrite_state(lambda state: state["buffer"].update(pos=10**9)),
+    "generator": rewrite_state(lambda state: state["action space"].update(bit_generator="__class__")),
+    "random": rewrite_state(lambda state: state["random"].update(torch=[1])),
+    "parameter": drop_parameter,
+    "shape": reshape_parameter,
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged(name, written, model, tmp_path):
+    before, random = everything(model), th.get_rng_state()
+    shutil.copytree(written, tmp_path / "run")
+    forge(tmp_path / "run", FORGED[name])
+    with pytest.raises(CheckpointError):
+        model.load_checkpoint(tmp_path / "run")
+    assert_same(everything(model), before)
+    assert th.equal(th.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("place", ["manifest.json", "state.json", "tensors.pt", "tensors in a zip", "block"])
+def test_a_pickle_is_not_run(place, written, model, tmp_path):
+    shutil.copytree(written, tmp_path / "run")
+    bomb = pickle.dumps(Bomb(tmp_path / "exploded"))
+
+    def plant(path: Path, manifest: dict[str, Any]) -> None:
+        if place == "block":
+            block = tmp_path / "run" / "replay" / manifest["blocks"]["rewards"][0]
+            np.save(block, np.array([Bomb(tmp_path / "exploded")], dtype=object), allow_pickle=True)
+        elif place == "tensors in a zip":
+            with zipfile.ZipFile(path / "tensors.pt", "w") as archive:
+                archive.writestr("archive/data.pkl", bomb)
+                archive.writestr("archive/version", "3\n")
+        else:
+            (path / place).write_bytes(bomb)
+
+    forge(tmp_path / "run", plant)
+    if place == "manifest.json":
+        (next((tmp_path / "run").glob("checkpoint-*")) / place).write_bytes(bomb)
+    with pytest.raises(CheckpointError):
+        model.load_checkpoint(tmp_path / "run")
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(bomb)  # it would have been seen
+    assert (tmp_path / "exploded").exists()
