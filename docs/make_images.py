@@ -1,0 +1,48 @@
+"""
+The pictures of README.md: trains Pendulum-v1 as examples/pendulum.py does, and draws them small into docs/images/.
+
+    python docs/make_images.py
+"""
+
+import pathlib
+import sys
+import tempfile
+
+import gymnasium as gym
+
+from sb3_softvalue import SACV, figures
+from sb3_softvalue.diagnostics import Calibration, Recording
+
+HERE = pathlib.Path(__file__).parent
+# So that the text can be read in a third of a page
+SIZE, DPI = (5.2, 4.0), 100
+
+
+def main(folder: pathlib.Path, timesteps: str = "20000") -> None:
+    """
+    :param folder: of the run
+    :param timesteps: of its training
+    """
+    sys.path.insert(0, str(HERE.parent / "examples"))
+    import pendulum
+
+    pendulum.main(["--folder", str(folder), "--timesteps", timesteps])
+    recording, calibration = Recording.load(folder), Calibration.load(folder)
+    images = HERE / "images"
+    images.mkdir(exist_ok=True)
+    for name, figure in (
+        ("value_landscape", figures.value_landscape(recording)),
+        ("calibration", figures.calibration(recording, calibration)),
+        ("learning_curve", figures.learning_curve(recording)),
+    ):
+        if name == "calibration":  # the scatter alone
+            figure.axes[1].remove()
+        figure.set_size_inches(SIZE)
+        figure.savefig(images / f"{name}.png", dpi=DPI)
+    env = gym.make("Pendulum-v1", render_mode="rgb_array")
+    figures.save_gif(SACV.load(folder / "model"), env, images / "pendulum.gif", n_steps=140, every=2)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as run:
+        main(pathlib.Path(run))
