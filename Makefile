@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PACKAGE_FILES = pyproject.toml setup.cfg constraints.txt
 
-.PHONY: demo test test-zoo pytest type lint format check-codestyle commit-checks doc benchmark clean
+.PHONY: demo test test-zoo pytest type lint format check-codestyle commit-checks doc notebooks benchmark clean
 
 demo: $(VENV)/.with-examples
 	$(BIN)/python examples/pendulum.py
@@ -39,11 +39,15 @@ commit-checks: format type lint
 doc: $(VENV)/.with-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
+# Both at full length, outputs kept in the files
+notebooks: $(VENV)/.with-tests
+	OMP_NUM_THREADS=1 $(BIN)/jupyter-execute --inplace --timeout=-1 examples/notebooks/*.ipynb
+
 benchmark: $(VENV)/.with-benchmarks
 	$(BIN)/python benchmarks/throughput.py --threads 2
 
 clean:
-	rm -rf $(VENV) build dist docs/_build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build docs/tutorials *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.with-%: $(PACKAGE_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,6 +1,8 @@
 """Configuration of the documentation: ``make doc`` builds it with every warning an error."""
 
 import inspect
+import pathlib
+import shutil
 
 import sb3_softvalue
 
@@ -14,7 +16,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
-    "myst_parser",
+    "myst_nb",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
@@ -24,6 +26,13 @@ autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 # Defaults as they are written, not as they are evaluated
 autodoc_preserve_defaults = True
+
+# The notebooks are shown with the outputs they were committed with
+nb_execution_mode = "off"
+DOCS = pathlib.Path(__file__).parent
+(DOCS / "tutorials").mkdir(exist_ok=True)
+for notebook in (DOCS.parent / "examples" / "notebooks").glob("*.ipynb"):
+    shutil.copy(notebook, DOCS / "tutorials")
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 4
