@@ -4,11 +4,14 @@ The pictures of README.md: trains Pendulum-v1 as examples/pendulum.py does, and 
     python docs/make_images.py
 """
 
+import io
 import pathlib
 import sys
 import tempfile
 
 import gymnasium as gym
+from matplotlib.gridspec import GridSpec
+from PIL import Image
 
 from sb3_softvalue import SACV, figures
 from sb3_softvalue.diagnostics import Calibration, Recording
@@ -37,8 +40,12 @@ def main(folder: pathlib.Path, timesteps: str = "20000") -> None:
     ):
         if name == "calibration":  # the scatter alone
             figure.axes[1].remove()
+            figure.axes[0].set_subplotspec(GridSpec(1, 1, figure=figure)[0])
+        figure.suptitle(figure.get_suptitle().partition(":")[0], fontweight="bold")
         figure.set_size_inches(SIZE)
-        figure.savefig(images / f"{name}.png", dpi=DPI)
+        png = io.BytesIO()
+        figure.savefig(png, dpi=DPI)
+        Image.open(png).convert("RGB").quantize(128).save(images / f"{name}.png", optimize=True)
     env = gym.make("Pendulum-v1", render_mode="rgb_array")
     figures.save_gif(SACV.load(folder / "model"), env, images / "pendulum.gif", n_steps=140, every=2)
 
