@@ -116,6 +116,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--results", type=pathlib.Path, help="folder, default: runs/learning or runs/learning-quick")
     parser.add_argument("--note", default="", help="kept beside the results, such as what else the machine did")
+    parser.add_argument("--report", action="store_true", help="train nothing; figures and tables of the finished runs")
     args = parser.parse_args(argv)
     if args.quick:
         args.tasks, args.algorithms, args.seeds = ["Pendulum-v1"], ["sacv", "sac"], [0, 1]
@@ -126,12 +127,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    if args.report:
+        from learning_report import report
+
+        return report(args.results)
     runs = make_runs({name: TASKS[name] for name in args.tasks}, args.algorithms, args)
-    sweep = Sweep(runs, args.results)
     for task in args.tasks:
         write_sidecar(args.results, [run for run in runs if run.task == task], args.processes, args.note)
+    sweep = Sweep(runs, args.results)
     failures = sweep.do(rows, args.processes)
     print(f"Written: {', '.join(str(results.path) for results in sweep.results.values())}")
+    if args.quick and not failures:
+        from learning_report import Measured, seed_table
+
+        print(seed_table(Measured(args.results)))
     if failures:
         raise SystemExit(f"{len(failures)} runs failed; the same command tries them again.")
 

@@ -125,6 +125,7 @@ def write_sidecar(folder: pathlib.Path, runs: Sequence[Run], processes: int, not
     :param note: of the user about this sweep
     :raises SystemExit: if results are there that were made with other versions
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{runs[0].task}.json"
     about = json.loads(path.read_text()) if path.exists() else {"versions": versions(), "algorithms": {}, "sweeps": []}
     if about["versions"] != versions():
