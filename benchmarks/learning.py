@@ -1,0 +1,149 @@
+"""How well SACV learns against SB3's SAC: same tasks, versions, hyper-parameters, warm-up, seeds and evaluation episodes.
+
+    python benchmarks/learning.py --quick                # Pendulum-v1, two seeds of SACV and SAC
+    python benchmarks/learning.py                        # everything, side by side on all cores; hours
+    python benchmarks/learning.py --results FOLDER --report   # figures and tables of what is there
+
+Each run is a process of its own with one thread. Every evaluation is in the CSV of its task as soon as it is done; the same
+command goes on with a sweep that was killed. The seeds are fixed in learning_run.py.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from learning_results import TaskResults, write_sidecar
+from learning_run import ALGORITHMS, TASKS, Run, Task, rows
+from tqdm import tqdm
+
+Runner = Callable[[Run], Iterator[dict[str, Any]]]
+
+
+def make_runs(tasks: dict[str, Task], algorithms: Sequence[str], args: argparse.Namespace) -> list[Run]:
+    """
+    :param tasks: by the names of their results
+    :param algorithms: names from ``ALGORITHMS``
+    :param args: of the command line
+    :return: all runs; those of one seed stand together, so that pairs finish together
+    """
+    return [
+        Run(
+            name,
+            task.env,
+            task.steps,
+            task.evaluate_every,
+            algorithm,
+            seed,
+            task.hyperparameters | ALGORITHMS[algorithm],
+            args.device,
+            args.threads,
+        )
+        for name, task in tasks.items()
+        for seed in (task.seeds if args.seeds is None else args.seeds)
+        for algorithm in algorithms
+    ]
+
+
+class Sweep:
+    """
+    Does runs side by side and keeps what they say.
+
+    :param runs: in the order in which they are begun
+    :param folder: of the results
+    """
+
+    def __init__(self, runs: Sequence[Run], folder: pathlib.Path):
+        by_task: dict[str, list[Run]] = {}
+        for run in runs:
+            by_task.setdefault(run.task, []).append(run)
+        self.results = {task: TaskResults(folder, task_runs) for task, task_runs in by_task.items()}
+        self.to_do = [run for run in runs if run.key[1:] not in self.results[run.task].finished]
+        self.n_done = len(runs) - len(self.to_do)
+        self.n_runs = len(runs)
+
+    def do(self, runner: Runner, processes: int) -> list[str]:
+        """
+        :param runner: does a run and says its evaluations
+        :param processes: runs at the same time
+        :return: what went wrong, one text for each run that failed
+        """
+        failures = []
+        steps = sum(run.steps for run in self.to_do)
+        with tqdm(total=steps, unit=" steps", unit_scale=True, mininterval=1.0, smoothing=0.05) as bar:
+            pool = ThreadPoolExecutor(processes)
+            futures = [pool.submit(self._one, run, runner, bar) for run in self.to_do]
+            try:
+                for future in as_completed(futures):
+                    if error := future.exception():
+                        failures.append(str(error))
+                        tqdm.write(str(error))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        return failures
+
+    def _one(self, run: Run, runner: Runner, bar: tqdm) -> None:
+        results = self.results[run.task]
+        returns: list[float] = []
+        row: dict[str, Any] = {}
+        for row in runner(run):
+            if results.append(row):
+                returns.append(row["mean_reward"])
+                bar.update(run.evaluate_every)
+                bar.set_description(f"{run.task} {run.algorithm} seed {run.seed}: {returns[-1]:.0f}", refresh=False)
+        results.tidy()
+        self.n_done += 1
+        tqdm.write(
+            f"{run.task} {run.algorithm} seed {run.seed}: {statistics.mean(returns[-3:]):.1f} in the last evaluations, "
+            f"{row['cpu_seconds'] / 60:.1f} minutes of processor, run {self.n_done} of {self.n_runs}"
+        )
+        sys.stdout.flush()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """:return: the command line's arguments"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[name for name in TASKS if not name.endswith("1M")])
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["sacv", "sac"])
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the task's own")
+    parser.add_argument("--quick", action="store_true", help="Pendulum-v1 with seeds 0 and 1 of SACV and SAC")
+    parser.add_argument("--processes", type=int, help="runs at the same time, default: one for each core")
+    parser.add_argument("--threads", type=int, default=1, help="of each run; with more, runs do not repeat exactly")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--results", type=pathlib.Path, help="folder, default: runs/learning or runs/learning-quick")
+    parser.add_argument("--note", default="", help="kept beside the results, such as what else the machine did")
+    parser.add_argument("--report", action="store_true", help="train nothing; figures and tables of the finished runs")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.tasks, args.algorithms, args.seeds = ["Pendulum-v1"], ["sacv", "sac"], [0, 1]
+    args.results = args.results or pathlib.Path("runs", "learning-quick" if args.quick else "learning")
+    args.processes = args.processes or len(os.sched_getaffinity(0))
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    if args.report:
+        from learning_report import report
+
+        return report(args.results)
+    runs = make_runs({name: TASKS[name] for name in args.tasks}, args.algorithms, args)
+    for task in args.tasks:
+        write_sidecar(args.results, [run for run in runs if run.task == task], args.processes, args.note)
+    sweep = Sweep(runs, args.results)
+    failures = sweep.do(rows, args.processes)
+    print(f"Written: {', '.join(str(results.path) for results in sweep.results.values())}")
+    if args.quick and not failures:
+        from learning_report import Measured, seed_table
+
+        print(seed_table(Measured(args.results)))
+    if failures:
+        raise SystemExit(f"{len(failures)} runs failed; the same command tries them again.")
+
+
+if __name__ == "__main__":
+    main()

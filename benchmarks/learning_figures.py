@@ -1,0 +1,140 @@
+"""The pictures of learning_report.py."""
+
+import pathlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+from learning_report import NAMES, RANDOM, REPETITIONS, Measured, iqm
+from rliable import library
+from scipy.stats import trim_mean
+
+from sb3_softvalue.figures import BLUE, GREEN, ORANGE, VERMILION, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"sacv": BLUE, "sac": ORANGE, "sacv-fixed": GREEN, "tqc": VERMILION}
+PROFILE = np.linspace(0.0, 1.5, 151)
+
+
+def curve_band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param returns: shape (seeds, evaluations)
+    :return: the IQM over seeds at each evaluation, and its 95 % interval of shape (2, evaluations)
+    """
+    np.random.seed(0)  # what rliable draws from
+    curves = {"": returns[:, None, :]}
+    middle, band = library.get_interval_estimates(curves, lambda x: trim_mean(x[:, 0], 0.25, axis=0), reps=REPETITIONS)
+    return middle[""], band[""]
+
+
+def draw_task(axes: "Axes", measured: Measured, task: str, over_minutes: bool) -> None:
+    """
+    :param axes: to draw on
+    :param measured: the finished runs
+    :param task: whose curves
+    :param over_minutes: of the processor; else over time steps
+    """
+    for algorithm in measured.algorithms:
+        table = measured.table(task, algorithm)
+        if table.empty:
+            continue
+        colour, returns = COLOURS[algorithm], table.to_numpy()
+        steps = np.tile(table.columns.to_numpy(), (len(table), 1))
+        x = measured.table(task, algorithm, "cpu_seconds").to_numpy() / 60 if over_minutes else steps
+        axes.plot(x.T, returns.T, color=colour, linewidth=0.6, alpha=0.4)
+        middle, band = curve_band(returns)
+        axes.plot(x.mean(axis=0), middle, color=colour, linewidth=2, label=f"{NAMES[algorithm]}, {len(table)} seeds")
+        if not over_minutes:
+            axes.fill_between(x[0], band[0], band[1], color=colour, alpha=0.2, linewidth=0)
+    axes.set_title(task, fontsize=10)
+    axes.legend(frameon=False, fontsize=7, loc="lower right")
+
+
+def curves(measured: Measured, over_minutes: bool) -> "Figure":
+    """
+    :param measured: the finished runs
+    :param over_minutes: of the processor; else over time steps
+    :return: a panel for each task
+    """
+    n_columns = min(3, len(measured.tasks))
+    n_rows = -(-len(measured.tasks) // n_columns)
+    title = "Return of the deterministic policy: IQM over seeds"
+    title += ", each seed thin" if over_minutes else ", 95 % interval, each seed thin"
+    figure, grid = new_figure(title, n_rows, n_columns, height=3.0 * n_rows + 0.6)
+    figure.set_size_inches(4.0 * n_columns + 1.0, 3.0 * n_rows + 0.6)
+    panels = grid.ravel()
+    for axes, task in zip(panels, measured.tasks, strict=False):
+        draw_task(axes, measured, task, over_minutes)
+    for axes in panels[len(measured.tasks) :]:
+        axes.set_axis_off()
+    figure.supxlabel("minutes of processor, evaluations left out" if over_minutes else "time steps", fontsize=10)
+    figure.supylabel("return, mean of 10 episodes", fontsize=10)
+    return figure
+
+
+def profiles(measured: Measured) -> "Figure":
+    """
+    :param measured: the finished runs
+    :return: for each algorithm that has run on all tasks that SAC has, the share of runs over a normalised score
+    """
+    tasks = [task for task in measured.tasks if task in RANDOM and not measured.table(task, "sac").empty]
+    figure, grid = new_figure("Performance profiles: 0 is the random policy, 1 the IQM of SAC's scores")
+    axes = grid[0, 0]
+    for algorithm in measured.algorithms:
+        if any(measured.table(task, algorithm).empty for task in tasks):
+            continue
+        scores = [
+            (measured.scores(task, algorithm) - RANDOM[task]) / (iqm(measured.scores(task, "sac")) - RANDOM[task])
+            for task in tasks
+        ]
+        n_runs = min(len(task_scores) for task_scores in scores)
+        matrix = np.stack([task_scores[:n_runs] for task_scores in scores], axis=1)
+        np.random.seed(0)  # what rliable draws from
+        shares, band = library.create_performance_profile({"": matrix}, PROFILE)
+        colour = COLOURS[algorithm]
+        axes.plot(PROFILE, shares[""], color=colour, label=f"{NAMES[algorithm]}, {n_runs} runs on each of {len(tasks)} tasks")
+        axes.fill_between(PROFILE, band[""][0], band[""][1], color=colour, alpha=0.2, linewidth=0)
+    axes.set(xlabel="normalised score", ylabel="share of runs with a higher score")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def improvements(probabilities: dict[str, tuple[float, tuple[float, float]]]) -> "Figure":
+    """
+    :param probabilities: with their intervals, by task
+    :return: a bar for each
+    """
+    figure, grid = new_figure(
+        "Probability that a run of SACV scores higher than one of SAC", height=0.45 * len(probabilities) + 1.4
+    )
+    axes = grid[0, 0]
+    for y, (value, (low, high)) in enumerate(probabilities.values()):
+        axes.plot([low, high], [y, y], color=BLUE, linewidth=8, alpha=0.3, solid_capstyle="butt")
+        axes.plot(value, y, "|", color=BLUE, markersize=16, markeredgewidth=2.5)
+    axes.axvline(0.5, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(probabilities)), list(probabilities))
+    axes.set_ylim(len(probabilities) - 0.5, -0.5)
+    axes.set(xlim=(0.0, 1.0), xlabel="P(SACV > SAC), with its 95 % interval")
+    return figure
+
+
+def draw_all(
+    measured: Measured, probabilities: dict[str, tuple[float, tuple[float, float]]], folder: pathlib.Path
+) -> list[pathlib.Path]:
+    """
+    :param measured: the finished runs
+    :param probabilities: what ``learning_report.improvement`` gave
+    :param folder: to write to
+    :return: the files written
+    """
+    figures = {"curves-steps": curves(measured, False), "curves-minutes": curves(measured, True)}
+    if any(not measured.table(task, "sac").empty for task in measured.tasks):
+        figures["profiles"] = profiles(measured)
+    if probabilities:
+        figures["improvement"] = improvements(probabilities)
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        figure.savefig(path)
+    return paths

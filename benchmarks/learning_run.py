@@ -1,0 +1,190 @@
+"""One training of learning.py in a process of its own, evaluated as it goes on; what is trained, on what, and with what.
+
+A run is told by one line of JSON and says each evaluation as one line of JSON. A run that is started again says all of its
+evaluations from the first: nobody needs to know how far it came before.
+"""
+
+import _thread
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+# Episodes of one evaluation, side by side in as many environments
+EPISODES = 10
+# Evaluations are seeded by the run and their number, far from the seeds of the trainings
+EVALUATION_SEEDS = 10_000
+
+
+class Task(NamedTuple):
+    """What is to be learned."""
+
+    env: str
+    steps: int
+    evaluate_every: int
+    seeds: tuple[int, ...]
+    """Fixed before anything was run"""
+    hyperparameters: dict[str, Any]
+    """Beside the algorithms' common defaults: those of RL Zoo's sac.yml, where it has the task"""
+
+
+SEEDS = (0, 1, 2, 3, 4)
+MUJOCO = {"learning_starts": 10_000}
+TASKS = {
+    "Pendulum-v1": Task("Pendulum-v1", 20_000, 1_000, SEEDS, {"learning_rate": 1e-3}),
+    "HalfCheetah-v5": Task("HalfCheetah-v5", 100_000, 5_000, SEEDS[:4], MUJOCO),
+    "InvertedPendulum-v5": Task("InvertedPendulum-v5", 25_000, 2_500, SEEDS, {}),
+    "Reacher-v5": Task("Reacher-v5", 50_000, 2_500, SEEDS, {}),
+    "InvertedDoublePendulum-v5": Task("InvertedDoublePendulum-v5", 40_000, 2_500, SEEDS, {}),
+    "Hopper-v5": Task("Hopper-v5", 100_000, 5_000, SEEDS[:4], MUJOCO),
+    "Walker2d-v5": Task("Walker2d-v5", 100_000, 5_000, SEEDS[:4], MUJOCO),
+    "HalfCheetah-v5-1M": Task("HalfCheetah-v5", 1_000_000, 5_000, SEEDS[:4], MUJOCO),
+}
+# What an algorithm has of its own. "sacv-fixed" is SACV with the temperature of the paper: 1 / reward scale = 0.2
+ALGORITHMS: dict[str, dict[str, Any]] = {"sacv": {}, "sacv-fixed": {"ent_coef": 0.2}, "sac": {}, "tqc": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training: all that a process needs to know."""
+
+    task: str
+    """The name of its results"""
+    env: str
+    steps: int
+    evaluate_every: int
+    algorithm: str
+    seed: int
+    hyperparameters: dict[str, Any]
+    device: str = "cpu"
+    threads: int = 1
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """:return: what tells it from the others"""
+        return self.task, self.algorithm, self.seed
+
+    @property
+    def evaluations(self) -> list[int]:
+        """:return: the steps after which it is evaluated"""
+        return list(range(self.evaluate_every, self.steps + 1, self.evaluate_every))
+
+
+def make_model(run: Run) -> Any:
+    """:return: the untrained model"""
+    if run.algorithm == "sac":
+        from stable_baselines3 import SAC as algorithm
+    elif run.algorithm == "tqc":
+        from sb3_contrib import TQC as algorithm
+    else:
+        from sb3_softvalue import SACV as algorithm
+    return algorithm("MlpPolicy", run.env, seed=run.seed, device=run.device, **run.hyperparameters)
+
+
+def evaluate(model: Any, env: Any, seed: int) -> dict[str, float]:
+    """
+    Deterministic evaluation, which reads no random state that training reads.
+
+    :param model: to evaluate
+    :param env: as many environments as episodes, so that no episode is preferred for being short
+    :param seed: of the first environment's episode
+    :return: mean and standard deviation of the returns, mean length
+    """
+    import numpy as np
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    env.seed(seed)
+    returns, lengths = evaluate_policy(model, env, n_eval_episodes=env.num_envs, return_episode_rewards=True)
+    return {
+        "mean_reward": round(float(np.mean(returns)), 6),
+        "std_reward": round(float(np.std(returns)), 6),
+        "episode_length": float(np.mean(lengths)),
+    }
+
+
+def processor_seconds() -> float:
+    """:return: that this process and those it has waited for, such as compilers, have used"""
+    return sum(os.times()[:4])
+
+
+def train(run: Run, say: Callable[[dict[str, Any]], None]) -> None:
+    """
+    Do the run in this process.
+
+    :param run: what to train
+    :param say: is called with each evaluation; its times count from the beginning of ``learn()``, without the evaluations
+    """
+    import torch as th
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    class Evaluations(BaseCallback):
+        """Evaluates when it is time, with the clocks stopped."""
+
+        def _on_training_start(self) -> None:
+            self.env = make_vec_env(run.env, n_envs=EPISODES)
+            self.clocks = [-time.perf_counter(), -processor_seconds()]
+
+        def _on_step(self) -> bool:
+            number, rest = divmod(self.num_timesteps, run.evaluate_every)
+            if rest == 0:
+                seconds, cpu_seconds = self.clocks[0] + time.perf_counter(), self.clocks[1] + processor_seconds()
+                row = {"task": run.task, "algorithm": run.algorithm, "seed": run.seed, "timesteps": self.num_timesteps}
+                row |= evaluate(self.model, self.env, EVALUATION_SEEDS * (1 + run.seed) + EPISODES * number)
+                say(row | {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2)})
+                self.clocks = [seconds - time.perf_counter(), cpu_seconds - processor_seconds()]
+            return True
+
+    th.set_num_threads(run.threads)
+    make_model(run).learn(run.steps, callback=Evaluations())
+
+
+def rows(run: Run) -> Iterator[dict[str, Any]]:
+    """
+    Do the run in a process of its own, which ends when this one ends.
+
+    :param run: what to train
+    :return: each evaluation, as soon as it is done
+    :raises RuntimeError: with the last lines of what the process wrote, if it fails
+    """
+    one = str(run.threads)
+    threads = {"OMP_NUM_THREADS": one, "MKL_NUM_THREADS": one, "OPENBLAS_NUM_THREADS": one}
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryDirectory() as cache:
+        process = subprocess.Popen(
+            [sys.executable, str(pathlib.Path(__file__)), json.dumps(dataclasses.asdict(run))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            # Each run compiles for itself and in its own process, so that its processor time holds all of it
+            env=os.environ | threads | {"TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        )
+        with process:  # closes its input when the caller has enough, which ends it
+            assert process.stdout is not None
+            yield from (json.loads(line[1:]) for line in process.stdout if line.startswith("@"))
+        if process.returncode:
+            errors.seek(0)
+            last = errors.read()[-2000:]
+            raise RuntimeError(f"{run.task}, {run.algorithm}, seed {run.seed} ended with {process.returncode}:\n{last}")
+
+
+def end_with_parent() -> None:
+    """Interrupt this process when the one that started it is gone, however it went."""
+
+    def watch() -> None:
+        sys.stdin.read()
+        _thread.interrupt_main()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    train(Run(**json.loads(sys.argv[1])), lambda row: print("@" + json.dumps(row), flush=True))
