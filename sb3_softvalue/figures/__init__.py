@@ -1,7 +1,7 @@
 """The pictures of a run, drawn from what ``SoftValueDiagnostics`` recorded. Only this room needs matplotlib."""
 
 from sb3_softvalue.figures.film import save_gif
-from sb3_softvalue.figures.report import main, numbers, report
+from sb3_softvalue.figures.page import main, numbers, report
 from sb3_softvalue.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, draw_curves, new_figure, rolling_mean
 from sb3_softvalue.figures.training import action_usage, entropy, learning_curve, temperature
 from sb3_softvalue.figures.values import calibration, value_along_episode, value_landscape
