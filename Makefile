@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PACKAGE_FILES = pyproject.toml setup.cfg constraints.txt
 
-.PHONY: demo test test-zoo pytest type lint format check-codestyle commit-checks doc notebooks benchmark clean
+.PHONY: demo test test-zoo test-kill pytest type lint format check-codestyle commit-checks doc notebooks benchmark clean
 
 demo: $(VENV)/.with-examples
 	$(BIN)/python examples/pendulum.py
@@ -19,6 +19,10 @@ pytest: $(VENV)/.with-tests
 test-zoo: $(VENV)/.with-tests
 	$(INSTALL) "gymnasium[box2d]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cli.py tests/test_zoo.py tests/test_zoo_front_ends.py tests/test_zoo_workers.py -m "slow or not slow"
+
+# A training that is killed twenty times, five minutes
+test-kill: $(VENV)/.with-tests
+	$(BIN)/python -m pytest tests/test_checkpoint_kill.py -m slow -s
 
 type: $(VENV)/.with-tests
 	$(BIN)/mypy
