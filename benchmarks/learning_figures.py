@@ -66,7 +66,7 @@ def curves(measured: Measured, over_minutes: bool) -> "Figure":
     title = "Return of the deterministic policy: IQM over seeds"
     title += ", each seed thin" if over_minutes else ", 95 % interval, each seed thin"
     figure, grid = new_figure(title, n_rows, n_columns, height=3.0 * n_rows + 0.6)
-    figure.set_size_inches(4.0 * n_columns + 1.0, 3.0 * n_rows + 0.6)
+    figure.set_size_inches(max(8.0, 4.0 * n_columns + 1.0), 3.0 * n_rows + 0.6)
     panels = grid.ravel()
     for axes, task in zip(panels, measured.tasks, strict=False):
         draw_task(axes, measured, task, over_minutes)
