@@ -3,6 +3,7 @@
     python benchmarks/learning.py --quick                # Pendulum-v1, two seeds of SACV and SAC
     python benchmarks/learning.py                        # everything, side by side on all cores; hours
     python benchmarks/learning.py --results FOLDER --report   # figures and tables of what is there
+    python benchmarks/learning.py --results SHARED --ray ADDRESS   # on the nodes of a Ray cluster
 
 Each run is a process of its own with one thread. Every evaluation is in the CSV of its task as soon as it is done; the same
 command goes on with a sweep that was killed. The seeds are fixed in learning_run.py.
@@ -22,6 +23,9 @@ from learning_run import ALGORITHMS, TASKS, Run, Task, rows
 from tqdm import tqdm
 
 Runner = Callable[[Run], Iterator[dict[str, Any]]]
+HERE = pathlib.Path(__file__).parent
+# How often Ray begins a run again whose node was lost
+RETRIES = 10
 
 
 def make_runs(tasks: dict[str, Task], algorithms: Sequence[str], args: argparse.Namespace) -> list[Run]:
@@ -104,6 +108,29 @@ class Sweep:
         sys.stdout.flush()
 
 
+def on_ray(address: str, threads: int, n_gpus: float = 0.0) -> Runner:
+    """
+    Hand runs to a Ray cluster, whose nodes have the same packages installed. Ray decides what runs where and when, and begins
+    a run again whose node was lost.
+
+    :param address: of the cluster, as ``ray.init`` takes it
+    :param threads: of each run
+    :param n_gpus: share of a GPU for each run
+    :return: does a run there
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address, runtime_env={"working_dir": str(HERE), "excludes": ["results"]}, log_to_driver=False)
+    remote = ray.remote(rows).options(num_cpus=threads, num_gpus=n_gpus, max_retries=RETRIES)
+
+    def runner(run: Run) -> Iterator[dict[str, Any]]:
+        for evaluation in remote.remote(run):
+            yield ray.get(evaluation)
+
+    return runner
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """:return: the command line's arguments"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,6 +143,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--results", type=pathlib.Path, help="folder, default: runs/learning or runs/learning-quick")
     parser.add_argument("--note", default="", help="kept beside the results, such as what else the machine did")
+    parser.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster that does the runs; --results on shared storage")
     parser.add_argument("--report", action="store_true", help="train nothing; figures and tables of the finished runs")
     args = parser.parse_args(argv)
     if args.quick:
@@ -135,7 +163,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task in args.tasks:
         write_sidecar(args.results, [run for run in runs if run.task == task], args.processes, args.note)
     sweep = Sweep(runs, args.results)
-    failures = sweep.do(rows, args.processes)
+    if args.ray:  # which has as many at the same time as there is room for
+        failures = sweep.do(on_ray(args.ray, args.threads, float(args.device == "cuda")), len(runs))
+    else:
+        failures = sweep.do(rows, args.processes)
     print(f"Written: {', '.join(str(results.path) for results in sweep.results.values())}")
     if args.quick and not failures:
         from learning_report import Measured, seed_table

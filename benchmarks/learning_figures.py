@@ -3,8 +3,9 @@
 import pathlib
 from typing import TYPE_CHECKING
 
+import learning_report
 import numpy as np
-from learning_report import NAMES, RANDOM, REPETITIONS, Measured, iqm
+from learning_report import NAMES, RANDOM, Measured, iqm
 from rliable import library
 from scipy.stats import trim_mean
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"sacv": BLUE, "sac": ORANGE, "sacv-fixed": GREEN, "tqc": VERMILION}
-PROFILE = np.linspace(0.0, 1.5, 151)
+PROFILE = np.linspace(0.0, 1.5, 76)
 
 
 def curve_band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +26,9 @@ def curve_band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     np.random.seed(0)  # what rliable draws from
     curves = {"": returns[:, None, :]}
-    middle, band = library.get_interval_estimates(curves, lambda x: trim_mean(x[:, 0], 0.25, axis=0), reps=REPETITIONS)
+    middle, band = library.get_interval_estimates(
+        curves, lambda x: trim_mean(x[:, 0], 0.25, axis=0), reps=learning_report.REPETITIONS
+    )
     return middle[""], band[""]
 
 
@@ -63,7 +66,7 @@ def curves(measured: Measured, over_minutes: bool) -> "Figure":
     title = "Return of the deterministic policy: IQM over seeds"
     title += ", each seed thin" if over_minutes else ", 95 % interval, each seed thin"
     figure, grid = new_figure(title, n_rows, n_columns, height=3.0 * n_rows + 0.6)
-    figure.set_size_inches(4.0 * n_columns + 1.0, 3.0 * n_rows + 0.6)
+    figure.set_size_inches(max(8.0, 4.0 * n_columns + 1.0), 3.0 * n_rows + 0.6)
     panels = grid.ravel()
     for axes, task in zip(panels, measured.tasks, strict=False):
         draw_task(axes, measured, task, over_minutes)
@@ -92,7 +95,7 @@ def profiles(measured: Measured) -> "Figure":
         n_runs = min(len(task_scores) for task_scores in scores)
         matrix = np.stack([task_scores[:n_runs] for task_scores in scores], axis=1)
         np.random.seed(0)  # what rliable draws from
-        shares, band = library.create_performance_profile({"": matrix}, PROFILE)
+        shares, band = library.create_performance_profile({"": matrix}, PROFILE, reps=learning_report.REPETITIONS)
         colour = COLOURS[algorithm]
         axes.plot(PROFILE, shares[""], color=colour, label=f"{NAMES[algorithm]}, {n_runs} runs on each of {len(tasks)} tasks")
         axes.fill_between(PROFILE, band[""][0], band[""][1], color=colour, alpha=0.2, linewidth=0)

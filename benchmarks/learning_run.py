@@ -114,12 +114,13 @@ def processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def train(run: Run, say: Callable[[dict[str, Any]], None]) -> None:
+def train(run: Run, say: Callable[[dict[str, Any]], None]) -> Any:
     """
     Do the run in this process.
 
     :param run: what to train
     :param say: is called with each evaluation; its times count from the beginning of ``learn()``, without the evaluations
+    :return: the trained model
     """
     import torch as th
     from stable_baselines3.common.callbacks import BaseCallback
@@ -129,6 +130,7 @@ def train(run: Run, say: Callable[[dict[str, Any]], None]) -> None:
         """Evaluates when it is time, with the clocks stopped."""
 
         def _on_training_start(self) -> None:
+            # Making environments draws one number of NumPy's, evaluating none: how often is of no matter to the training
             self.env = make_vec_env(run.env, n_envs=EPISODES)
             self.clocks = [-time.perf_counter(), -processor_seconds()]
 
@@ -143,7 +145,7 @@ def train(run: Run, say: Callable[[dict[str, Any]], None]) -> None:
             return True
 
     th.set_num_threads(run.threads)
-    make_model(run).learn(run.steps, callback=Evaluations())
+    return make_model(run).learn(run.steps, callback=Evaluations())
 
 
 def rows(run: Run) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,66 @@
+"""The benchmark of learning on a Ray cluster that loses a node."""
+
+import pathlib
+import sys
+import threading
+import time
+
+import pytest
+
+ray = pytest.importorskip("ray", reason="Ray, which is an extra of its own, is not installed")
+pytest.importorskip("tqdm", reason="the benchmark's progress bar is not installed")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
+import learning  # noqa: E402
+from learning_run import Run, rows  # noqa: E402
+
+SMALL = {"learning_starts": 100, "batch_size": 8, "buffer_size": 5000, "policy_kwargs": {"net_arch": [8]}}
+
+
+def without_times(path: pathlib.Path) -> list[list[str]]:
+    """:return: the cells of a CSV that are the same each time"""
+    return [line.split(",")[:-2] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of Ray itself
+def test_lost_node(tmp_path):
+    """Two nodes with room for one run each, of which one is killed amid its run: every run is complete, and once."""
+    from ray.cluster_utils import Cluster
+
+    runs = [Run("small", "Pendulum-v1", 4000, 100, algorithm, seed, SMALL) for seed in (0, 1) for algorithm in ("sac", "sacv")]
+    path = tmp_path / "ray" / "small.csv"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+        sweep = learning.Sweep(runs, path.parent)
+        failures: list[str] = []
+        runner = learning.on_ray(cluster.address, threads=1)
+        driver = threading.Thread(target=lambda: failures.extend(sweep.do(runner, len(runs))))
+        driver.start()
+
+        def begun() -> set[str]:
+            return {f"{algorithm} {seed}" for _, algorithm, seed, *_ in without_times(path)[1:]}
+
+        while len(begun()) < 2:
+            assert driver.is_alive()
+            time.sleep(0.1)
+        text = path.read_text()
+        assert len(begun()) == 2 and ",4000," not in text, "each node is amid a run of its own"
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        driver.join()
+        assert failures == []
+        assert [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]].count(1) == 1
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+    lines = without_times(path)
+    assert [cells[1:4] for cells in lines[1:]] == [
+        [run.algorithm, str(run.seed), str(steps)]
+        for run in sorted(runs, key=lambda run: (run.algorithm, run.seed))
+        for steps in run.evaluations
+    ]
+    # The same evaluations as without Ray, those of the lost run too
+    assert learning.Sweep(runs, tmp_path / "local").do(rows, 2) == []
+    assert lines == without_times(tmp_path / "local" / "small.csv")
