@@ -276,7 +276,7 @@ def report(folder: pathlib.Path) -> None:
         "Probability that a run of SACV scores higher than one of SAC": markdown(["task", "probability"], improvements),
         "Time to a return": threshold_table(measured),
     }
-    text = "\n".join(f"### {title}\n\n{table}" for title, table in parts.items())
+    text = "\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
     (folder / "report.md").write_text(text)
     print(text)
     for path in draw_all(measured, probabilities, folder):
