@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from torch import nn
 
 # The oldest that the exporter writes without converting
@@ -25,9 +25,10 @@ def export_onnx(
     Write a model as an ONNX graph that needs neither PyTorch nor this package. The number of observations is dynamic.
 
     Inputs are what the environment gives: "observation" of shape (batch, *shape), or one input for each key of a Dict.
-    Floating-point Box observations are float32, images uint8 in the layout of the model's environment or (where that is
-    channel last) as the environment gives them, Discrete, MultiDiscrete and MultiBinary int64. Outputs are "action", the deterministic action in
-    the environment's own units, float32 of shape (batch, *action_shape), and "value", V(s) of shape (batch, 1).
+    Box observations are float32, or uint8 where the space is, images in the layout of the model's environment; Discrete,
+    MultiDiscrete and MultiBinary ones are int64. Outputs are "action", the deterministic action in the environment's own
+    units, float32 of shape (batch, *action_shape), and "value", V(s) of shape (batch, 1) in the unit of ``predict_values``.
+    The model and the random generators are left as they are.
 
     :param model: a SACV
     :param path: of the file to write
@@ -41,9 +42,11 @@ def export_onnx(
     normalize = model.get_vec_normalize_env() if vec_normalize is None else vec_normalize
     space = model.observation_space
     keys = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
-    examples = tuple(_example(part) for part in (space.spaces.values() if isinstance(space, spaces.Dict) else [space]))
+    parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+    transposed = _transposed(model, keys)
+    examples = tuple(_example(part, key in transposed).to(model.device) for key, part in zip(keys, parts, strict=True))
     with _as_it_was(model):
-        graph = _Deployed(model, keys, include_value, normalize).to("cpu").eval()
+        graph = _Deployed(model, keys, transposed, include_value, normalize).to(model.device).eval()
         batch = th.export.Dim("batch")
         with warnings.catch_warnings():
             # The exporter's own, about its internals
@@ -66,17 +69,18 @@ class _Deployed(nn.Module):
     """
     The graph.
 
-    :param model: a copy of its actor and value is made
+    :param model: gives actor and value
     :param keys: names of the inputs
+    :param transposed: those that are images with the channels last
     :param include_value: whether V(s) is returned
     :param normalize: normalisation of the observations, or None
     """
 
-    def __init__(self, model: Any, keys: list[str], include_value: bool, normalize: VecNormalize | None):
+    def __init__(self, model: Any, keys: list[str], transposed: list[str], include_value: bool, normalize: VecNormalize | None):
         super().__init__()
         self.actor = model.policy.actor
         self.value = model.policy.value if include_value else None
-        self.keys, self.space = keys, model.observation_space
+        self.keys, self.transposed, self.space = keys, transposed, model.observation_space
         self.action_shape = model.action_space.shape
         low, high = (th.as_tensor(bound.reshape(-1)) for bound in (model.action_space.low, model.action_space.high))
         self.register_buffer("low", low)
@@ -98,41 +102,56 @@ class _Deployed(nn.Module):
         :param inputs: raw observations
         :return: actions and, where asked for, values
         """
-        observations = {key: self._normalize(key, obs) for key, obs in zip(self.keys, inputs, strict=True)}
+        observations = {key: self._prepare(key, obs) for key, obs in zip(self.keys, inputs, strict=True)}
         obs: Any = observations if isinstance(self.space, spaces.Dict) else observations["observation"]
         scaled = th.tanh(self.actor.get_action_dist_params(obs)[0])
         actions = self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
         actions = actions.to(th.float32).reshape(-1, *self.action_shape)
         return (actions,) if self.value is None else (actions, self.value(obs))
 
-    def _normalize(self, key: str, obs: th.Tensor) -> th.Tensor:
-        """:return: as ``VecNormalize.normalize_obs``"""
-        if key not in self.normalized:
-            return obs
-        index = self.normalized.index(key)
-        normal = (obs.double() - getattr(self, f"mean_{index}")) / getattr(self, f"std_{index}")
-        return normal.clamp(-self.clip_obs, self.clip_obs).float()
+    def _prepare(self, key: str, obs: th.Tensor) -> th.Tensor:
+        """:return: as ``VecNormalize.normalize_obs`` and ``VecTransposeImage`` give it"""
+        if key in self.normalized:
+            index = self.normalized.index(key)
+            normal = (obs.double() - getattr(self, f"mean_{index}")) / getattr(self, f"std_{index}")
+            obs = normal.clamp(-self.clip_obs, self.clip_obs).float()
+        return obs.permute(0, 3, 1, 2) if key in self.transposed else obs
 
 
-def _example(space: spaces.Space) -> th.Tensor:
+def _example(space: spaces.Space, transposed: bool) -> th.Tensor:
     """
+    :param space: of one input, as the model has it
+    :param transposed: whether the environment has its channels last
     :return: two observations (one would be taken for a constant batch) as the graph's input has them
+    :raises ValueError: if the space is none that SB3's networks take
     """
-    batch = np.stack([space.sample(), space.sample()])
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise ValueError(f"Observations of {space} cannot be exported: use Box, Discrete, MultiDiscrete or MultiBinary.")
     if isinstance(space, spaces.Box):
-        return th.as_tensor(batch if batch.dtype == np.uint8 else batch.astype(np.float32))
-    return th.as_tensor(batch.astype(np.int64))
+        shape = (*space.shape[1:], space.shape[0]) if transposed else space.shape
+        return th.zeros((2, *shape), dtype=th.uint8 if space.dtype == np.uint8 else th.float32)
+    return th.zeros((2, *(space.shape or ())), dtype=th.int64)
+
+
+def _transposed(model: Any, keys: list[str]) -> list[str]:
+    """
+    :return: inputs that are images whose channels the environment has last and the model first
+    """
+    env = model.get_env()
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecTransposeImage):
+            return [] if env.skip else keys if not isinstance(model.observation_space, spaces.Dict) else env.image_space_keys
+        env = env.venv
+    return []
 
 
 @contextlib.contextmanager
 def _as_it_was(model: Any) -> Iterator[None]:
-    """Leave the model's modes, device and the random generators as they are found."""
+    """Leave the model's modes and the random generators as they are found."""
     modes = {module: module.training for module in model.policy.modules()}
-    spaces_state = copy_rng(model.observation_space)
     try:
         with th.random.fork_rng():
             yield
     finally:
-        model.policy.to(model.device)
         for module, mode in modes.items():
             module.training = mode
