@@ -94,7 +94,9 @@ def main() -> None:
             trained_sac(folder, seed, options.trained)
             row = converted(options, folder, seed, buffer, fit)
             rows.append(row)
-            print("".join(f"{value:16.1f}" if isinstance(value, float) else f"{value:>16}" for value in row.values()), flush=True)
+            print(
+                "".join(f"{value:16.1f}" if isinstance(value, float) else f"{value:>16}" for value in row.values()), flush=True
+            )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with open(options.output, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -568,9 +568,9 @@ class SACV(SAC):
         **kwargs: Any,
     ) -> SelfSACV:
         """
-        Make a SACV of a model that SB3's ``SAC`` trained: its actor, critics and temperature with their optimizers, its options,
-        counters and transitions. V, which SAC does not have, is fitted to them before training goes on; nothing else is learned
-        here. V̄ takes the place of SAC's target critics.
+        Make a SACV of a model that SB3's ``SAC`` trained: its actor, critics and temperature with their optimizers, its
+        options, counters and transitions. V, which SAC does not have, is fitted to them before training goes on; nothing else
+        is learned here. V̄ takes the place of SAC's target critics.
 
         A replay buffer is shared with the SAC, not copied. Where it holds fewer than ``collect_steps`` transitions, the policy
         acts in ``env`` until it does, and these steps are counted. ``learning_starts`` is 0 afterwards: the warm-up is over.
@@ -580,8 +580,8 @@ class SACV(SAC):
         :param fit_value_steps: gradient steps that fit V
         :param replay_buffer: transitions, or the path of what ``save_replay_buffer`` wrote (a pickle: only files that you
             trust); None takes those that the model holds
-        :param kwargs: ``collect_steps`` (1,000), ``policy`` for a SAC with a policy class of its own, ``device``, and arguments
-            of this class in place of the SAC's
+        :param kwargs: ``collect_steps`` (1,000), ``policy`` for a SAC with a policy class of its own, ``device``, and
+            arguments of this class in place of the SAC's
         :return: the new model
         :raises ValueError: if the model is no SAC, its policy has no counterpart, the environment does not fit, or there is
             neither an environment nor a replay buffer to fit V on
@@ -591,8 +591,8 @@ class SACV(SAC):
 
     def to_sac(self, policy: str | type[SACPolicy] | None = None) -> SAC:
         """
-        Make a model of SB3's ``SAC`` that predicts the same and can train on, see ``transfer.to_sac``. The replay buffer and the
-        environment are shared, not copied: only one of the two models should train on.
+        Make a model of SB3's ``SAC`` that predicts the same and can train on, see ``transfer.to_sac``. The replay buffer and
+        the environment are shared, not copied: only one of the two models should train on.
 
         :param policy: the policy class; None takes SB3's own that stands for this model's
         :return: the SAC, whose target critics are copies of the critics

@@ -76,7 +76,9 @@ class _Deployed(nn.Module):
     :param normalize: normalisation of the observations, or None
     """
 
-    def __init__(self, model: Any, keys: list[str], transposed: list[str], include_value: bool, normalize: VecNormalize | None):
+    def __init__(
+        self, model: Any, keys: list[str], transposed: list[str], include_value: bool, normalize: VecNormalize | None
+    ):
         super().__init__()
         self.actor = model.policy.actor
         self.value = model.policy.value if include_value else None

@@ -112,6 +112,7 @@ def from_sac(
         model.learning_starts = kwargs.get("learning_starts", 0)
         if fit_value_steps > 0:
             fit_value(model, fit_value_steps)
+    _copy_exploration(source, model)
     return model
 
 
@@ -132,11 +133,12 @@ def to_sac(model: Any, policy: str | type[sac_policies.SACPolicy] | None = None)
     changes = [f"{name}={getattr(model, name)!r}" for name, default in _WITHOUT_COUNTERPART if getattr(model, name) != default]
     if changes:
         warnings.warn(
-            f"SB3's SAC has no {', '.join(changes)}: the model predicts the same, but training on continues with what SAC has.",
+            f"SB3's SAC has no {', '.join(changes)}: the model predicts the same, but it trains on without.",
             stacklevel=3,
         )
     sac = _rebuild(SAC, policy, model.get_env(), model, model.device, {})
     _copy_state(model, sac)
+    _copy_exploration(model, sac)
     sac.critic_target.load_state_dict(sac.critic.state_dict())
     if model.replay_buffer is not None:
         _share_replay_buffer(sac, model.replay_buffer)
@@ -191,7 +193,7 @@ def _rebuild(
         arguments["replay_buffer_class"] = None
     if isinstance(arguments["action_noise"], VectorizedActionNoise):
         arguments["action_noise"] = arguments["action_noise"].base_noise
-    model = model_class(policy, env, device=device, _init_setup_model=False, **(arguments | changes))
+    model = model_class(policy, env, device=device, _init_setup_model=False, **(arguments | changes))  # type: ignore[arg-type]
     if model.env is None:
         model.observation_space, model.action_space = source.observation_space, source.action_space
         model.n_envs = source.n_envs
@@ -224,12 +226,16 @@ def _copy_state(source: SAC, model: SAC, keep_ent_coef: bool = True) -> None:
         _copy_optimizer(source.ent_coef_optimizer, model.ent_coef_optimizer)
     elif keep_ent_coef:
         model.ent_coef_tensor.copy_(source.ent_coef_tensor)
+    for name in _COUNTERS:
+        setattr(model, name, copy.deepcopy(getattr(source, name)))
+
+
+def _copy_exploration(source: SAC, model: SAC) -> None:
+    """With gSDE, what a stochastic action is until the noise is drawn anew."""
     if model.use_sde:
         for name in ("exploration_mat", "exploration_matrices"):
             matrix = getattr(source.actor.action_dist, name).detach()
             setattr(model.actor.action_dist, name, matrix.to(model.device, copy=True))
-    for name in _COUNTERS:
-        setattr(model, name, copy.deepcopy(getattr(source, name)))
 
 
 def _copy_optimizer(source: th.optim.Optimizer, optimizer: th.optim.Optimizer) -> None:
@@ -244,7 +250,7 @@ def _share_replay_buffer(model: SAC, replay_buffer: ReplayBuffer) -> None:
     """Use the buffer itself: a second copy of a million transitions may not fit into the memory."""
     model.replay_buffer = replay_buffer
     replay_buffer.device = model.device
-    if isinstance(replay_buffer, HerReplayBuffer) and model.env is not None:
+    if isinstance(replay_buffer, HerReplayBuffer) and replay_buffer.env is None and model.env is not None:
         replay_buffer.set_env(model.env)
 
 
@@ -258,7 +264,8 @@ def _check_replay_buffer(model: SAC) -> None:
         raise ValueError("The replay buffer has other observation or action spaces than the SAC: give the one it filled.")
     if model.env is not None and buffer.n_envs != model.n_envs:
         raise ValueError(
-            f"The replay buffer was filled by {buffer.n_envs} environments in parallel but env has {model.n_envs}: give as many."
+            f"The replay buffer was filled by {buffer.n_envs} environments in parallel but env has "
+            f"{model.n_envs}: give as many."
         )
 
 
