@@ -97,7 +97,7 @@ def check_policy(policy: str | type[BasePolicy]) -> None:
     if isinstance(policy, type) and not issubclass(policy, SACVPolicy):
         raise ValueError(
             f"{policy.__module__}.{policy.__qualname__} has no value network: use MlpPolicy, CnnPolicy or MultiInputPolicy "
-            "of sb3_softvalue or a subclass of its SACVPolicy (a model that SB3's SAC saved is loaded with SAC.load)."
+            "of sb3_softvalue or a subclass of its SACVPolicy (SACV.from_sac makes a SACV of a model that SB3's SAC saved)."
         )
 
 

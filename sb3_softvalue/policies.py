@@ -34,7 +34,7 @@ def no_critic_target(owner: str) -> NoReturn:
     """
     raise AttributeError(
         f"{owner} has no 'critic_target': SAC with a value network bootstraps from 'value_target' instead "
-        "(a saved SACV model is loaded with SACV.load, not SAC.load)."
+        "(a saved SACV model is loaded with SACV.load, not SAC.load; model.to_sac() makes a SAC of it)."
     )
 
 

@@ -6,9 +6,12 @@ import pathlib
 from typing import Any, TypeVar
 
 import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.sac.sac import SAC
 
+from sb3_softvalue import transfer
 from sb3_softvalue.checkpoint import load_checkpoint, save_checkpoint
 
 SelfSaving = TypeVar("SelfSaving", bound="Saving")
@@ -67,6 +70,49 @@ class Saving(SAC):
             # PyTorch's optimizers keep the tensors they load, so that two models would go on with one state between them
             load_path_or_dict = copy.deepcopy(load_path_or_dict)
         super().set_parameters(load_path_or_dict, exact_match, device)
+
+    @classmethod
+    def from_sac(
+        cls: type[SelfSaving],
+        path_or_model: str | pathlib.Path | io.BufferedIOBase | SAC,
+        env: GymEnv | str | None = None,
+        *,
+        fit_value_steps: int = 5_000,
+        replay_buffer: ReplayBuffer | str | pathlib.Path | None = None,
+        **kwargs: Any,
+    ) -> SelfSaving:
+        """
+        Make a SACV of a model that SB3's ``SAC`` trained: its actor, critics and temperature with their optimizers, its
+        options, counters and transitions. V, which SAC does not have, is fitted to them before training goes on; nothing else
+        is learned here. V̄ takes the place of SAC's target critics.
+
+        A replay buffer is shared with the SAC, not copied. Where it holds fewer than ``collect_steps`` transitions, the policy
+        acts in ``env`` until it does, and these steps are counted. ``learning_starts`` is 0 afterwards: the warm-up is over.
+
+        :param path_or_model: SAC model, or what ``SAC.save`` wrote (as with ``SAC.load``: open only files that you trust)
+        :param env: to go on in, wrapped in ``VecNormalize`` if the SAC was trained so; None takes the model's own
+        :param fit_value_steps: gradient steps that fit V
+        :param replay_buffer: transitions, or the path of what ``save_replay_buffer`` wrote (a pickle: only files that you
+            trust); None takes those that the model holds
+        :param kwargs: ``collect_steps`` (1,000), ``policy`` for a SAC with a policy class of its own, ``device``, and
+            arguments of this class in place of the SAC's
+        :return: the new model
+        :raises ValueError: if the model is no SAC, its policy has no counterpart, the environment does not fit, or there is
+            neither an environment nor a replay buffer to fit V on
+        """
+        fit: dict[str, Any] = dict(fit_value_steps=fit_value_steps, replay_buffer=replay_buffer)
+        return transfer.from_sac(cls, path_or_model, env, **fit, **kwargs)
+
+    def to_sac(self, policy: str | type[SACPolicy] | None = None) -> SAC:
+        """
+        Make a model of SB3's ``SAC`` that predicts the same and can train on, see ``transfer.to_sac``. The replay buffer and
+        the environment are shared, not copied: only one of the two models should train on.
+
+        :param policy: the policy class; None takes SB3's own that stands for this model's
+        :return: the SAC, whose target critics are copies of the critics
+        :raises ValueError: if the policy has no counterpart in SB3 and none is given
+        """
+        return transfer.to_sac(self, policy)
 
     def save_checkpoint(self, folder: str | pathlib.Path) -> None:
         """

@@ -22,7 +22,7 @@ PAGES = sorted(
     if "_build" not in path.parts
 )
 # Packages without which the Python of a page cannot run
-NEEDS = {"docs/guide/figures.md": "matplotlib", "docs/guide/rl_zoo.md": "rl_zoo3"}
+NEEDS = {"docs/guide/deploy.md": "onnxruntime", "docs/guide/figures.md": "matplotlib", "docs/guide/rl_zoo.md": "rl_zoo3"}
 # The first line of a block that is shown but not run, with the reason for the reader
 NOT_RUN = "# Not run: "
 # What learn() of a page is cut to: one episode of Pendulum-v1 and some updates

@@ -1,0 +1,159 @@
+"""A trained model as an ONNX graph: raw observations in, actions in the environment's own units and V(s) out."""
+
+import contextlib
+import importlib.util
+import pathlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+from torch import nn
+
+# The oldest that the exporter writes without converting
+_OPSET = 18
+
+
+def export_onnx(
+    model: Any, path: str | pathlib.Path, include_value: bool = True, vec_normalize: VecNormalize | None = None
+) -> None:
+    """
+    Write a model as an ONNX graph that needs neither PyTorch nor this package. The number of observations is dynamic.
+
+    Inputs are what the environment gives: "observation" of shape (batch, *shape), or one input for each key of a Dict.
+    Box observations are float32, or uint8 where the space is, images in the layout of the model's environment; Discrete,
+    MultiDiscrete and MultiBinary ones are int64. Outputs are "action", the deterministic action in the environment's own
+    units, float32 of shape (batch, *action_shape), and "value", V(s) of shape (batch, 1) in the unit of ``predict_values``.
+    The model and the random generators are left as they are.
+
+    :param model: a SACV
+    :param path: of the file to write
+    :param include_value: whether the graph has the output "value"
+    :param vec_normalize: its normalisation of observations is put into the graph; None takes that of the model's environment
+    :raises ImportError: if onnx or onnxscript is not installed
+    :raises ValueError: if the policy or the normalisation cannot be exported
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
+        raise ImportError("Exporting to ONNX needs onnx and onnxscript: pip install 'sb3_softvalue[onnx]'.")
+    normalize = model.get_vec_normalize_env() if vec_normalize is None else vec_normalize
+    space = model.observation_space
+    keys = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
+    parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+    transposed = _transposed(model, keys)
+    examples = tuple(_example(part, key in transposed).to(model.device) for key, part in zip(keys, parts, strict=True))
+    with _as_it_was(model):
+        graph = _Deployed(model, keys, transposed, include_value, normalize).to(model.device).eval()
+        batch = th.export.Dim("batch")
+        with warnings.catch_warnings():
+            # The exporter's own, about its internals
+            warnings.simplefilter("ignore")
+            program = th.onnx.export(
+                graph,
+                examples,
+                dynamo=True,
+                verbose=False,
+                input_names=keys,
+                output_names=["action", "value"] if include_value else ["action"],
+                dynamic_shapes=(tuple({0: batch} for _ in keys),),
+                opset_version=_OPSET,
+            )
+        assert program is not None
+        program.save(str(path), external_data=False)
+
+
+class _Deployed(nn.Module):
+    """
+    The graph.
+
+    :param model: gives actor and value
+    :param keys: names of the inputs
+    :param transposed: those that are images with the channels last
+    :param include_value: whether V(s) is returned
+    :param normalize: normalisation of the observations, or None
+    """
+
+    def __init__(
+        self, model: Any, keys: list[str], transposed: list[str], include_value: bool, normalize: VecNormalize | None
+    ):
+        super().__init__()
+        self.actor = model.policy.actor
+        self.value = model.policy.value if include_value else None
+        self.keys, self.transposed, self.space = keys, transposed, model.observation_space
+        self.action_shape = model.action_space.shape
+        low, high = (th.as_tensor(bound.reshape(-1)) for bound in (model.action_space.low, model.action_space.high))
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        self.normalized: list[str] = []
+        if normalize is not None and normalize.norm_obs:
+            dict_rms = isinstance(normalize.obs_rms, dict)
+            self.normalized = list(normalize.norm_obs_keys or []) if dict_rms else keys
+            self.clip_obs = normalize.clip_obs
+            for index, key in enumerate(self.normalized):
+                rms: Any = normalize.obs_rms[key] if dict_rms else normalize.obs_rms  # type: ignore[index]
+                # In float64, as SB3 computes
+                self.register_buffer(f"mean_{index}", th.as_tensor(np.asarray(rms.mean, dtype=np.float64)))
+                std = np.sqrt(np.asarray(rms.var, dtype=np.float64) + normalize.epsilon)
+                self.register_buffer(f"std_{index}", th.as_tensor(std))
+
+    def forward(self, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        :param inputs: raw observations
+        :return: actions and, where asked for, values
+        """
+        observations = {key: self._prepare(key, obs) for key, obs in zip(self.keys, inputs, strict=True)}
+        obs: Any = observations if isinstance(self.space, spaces.Dict) else observations["observation"]
+        scaled = th.tanh(self.actor.get_action_dist_params(obs)[0])
+        actions = self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
+        actions = actions.to(th.float32).reshape(-1, *self.action_shape)
+        return (actions,) if self.value is None else (actions, self.value(obs))
+
+    def _prepare(self, key: str, obs: th.Tensor) -> th.Tensor:
+        """:return: as ``VecNormalize.normalize_obs`` and ``VecTransposeImage`` give it"""
+        if key in self.normalized:
+            index = self.normalized.index(key)
+            normal = (obs.double() - getattr(self, f"mean_{index}")) / getattr(self, f"std_{index}")
+            obs = normal.clamp(-self.clip_obs, self.clip_obs).float()
+        return obs.permute(0, 3, 1, 2) if key in self.transposed else obs
+
+
+def _example(space: spaces.Space, transposed: bool) -> th.Tensor:
+    """
+    :param space: of one input, as the model has it
+    :param transposed: whether the environment has its channels last
+    :return: two observations (one would be taken for a constant batch) as the graph's input has them
+    :raises ValueError: if the space is none that SB3's networks take
+    """
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise ValueError(f"Observations of {space} cannot be exported: use Box, Discrete, MultiDiscrete or MultiBinary.")
+    if isinstance(space, spaces.Box):
+        shape = (*space.shape[1:], space.shape[0]) if transposed else space.shape
+        return th.zeros((2, *shape), dtype=th.uint8 if space.dtype == np.uint8 else th.float32)
+    return th.zeros((2, *(space.shape or ())), dtype=th.int64)
+
+
+def _transposed(model: Any, keys: list[str]) -> list[str]:
+    """
+    :return: inputs that are images whose channels the environment has last and the model first
+    """
+    env = model.get_env()
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecTransposeImage):
+            return [] if env.skip else keys if not isinstance(model.observation_space, spaces.Dict) else env.image_space_keys
+        env = env.venv
+    return []
+
+
+@contextlib.contextmanager
+def _as_it_was(model: Any) -> Iterator[None]:
+    """Leave the model's modes and the random generators as they are found."""
+    modes = {module: module.training for module in model.policy.modules()}
+    try:
+        with th.random.fork_rng():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

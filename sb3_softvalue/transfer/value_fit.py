@@ -1,0 +1,59 @@
+"""Fitting V to a policy and critics that were learned without it."""
+
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+
+from sb3_softvalue import equations, update
+
+# How often the progress of a fit is printed
+_REPORTS = 10
+
+
+def fit_value(model: Any, n_steps: int) -> None:
+    """
+    Regress V on min_i Q_i(s, a) - α·log π(a|s) with fresh actions (Eq. 5 and 6 of the paper) at states of the replay buffer,
+    then copy V to V̄. Nothing else is learned: the gradient steps are those of V's own optimizer, at the learning rate that
+    a training begins with. With ``verbose`` of at least 1 the progress is printed.
+
+    :param model: a SACV whose replay buffer is not empty
+    :param n_steps: gradient steps with ``model.batch_size`` states each
+    """
+    value, optimizer = model.value, model.value.optimizer
+    model.policy.set_training_mode(False)
+    # A shared features extractor is the actor's: its statistics stay
+    value.set_training_mode(not value.share_features_extractor)
+    rate = model.learning_rate if model.vf_learning_rate is None else model.vf_learning_rate
+    update_learning_rate(optimizer, FloatSchedule(rate)(1.0))
+    report_at = {n_steps * part // _REPORTS for part in range(1, _REPORTS + 1)} if model.verbose >= 1 else set()
+    for step in range(1, n_steps + 1):
+        observations = model.replay_buffer.sample(model.batch_size, env=model.get_vec_normalize_env()).observations
+        targets = value_targets(model, observations)
+        values = value(observations)
+        loss = equations.soft_value_loss(values, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step in report_at:
+            rest = float((values.detach() - targets).var() / targets.var())
+            print(f"Fitting V: step {step} of {n_steps}, {1.0 - rest:.1%} of the targets' variance explained")
+    optimizer.zero_grad()
+    value.set_training_mode(False)
+    model.value_target.load_state_dict(value.state_dict())
+
+
+@th.no_grad()
+def value_targets(model: Any, observations: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
+    """
+    :param model: a SACV: gives actor, critics, α and the action prior
+    :param observations: shape (batch, *obs_shape), or a dict of such
+    :return: one-sample estimates of the soft state values, Eq. 6, shape (batch, 1)
+    """
+    if model.use_sde:
+        model.actor.reset_noise()
+    actions, log_prob = update.sample_actions(model.actor, observations, None)
+    log_prior = equations.normal_log_prior(actions) if model.action_prior == "normal" else 0.0
+    ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp()
+    min_q_values = equations.min_over_critics(model.critic(observations, actions))
+    return equations.soft_value_target(min_q_values, log_prob, ent_coef, log_prior)
