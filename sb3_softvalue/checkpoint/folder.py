@@ -13,7 +13,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 try:
     import fcntl
@@ -25,7 +25,7 @@ MANIFEST, BLOCKS = "manifest.json", "replay"
 _NAME = re.compile(r"checkpoint-\d{6}")
 _BLOCK = re.compile(r"[0-9a-f]{64}\.npy")
 # Folders that this process writes to, until it ends
-_locks: dict[str, BinaryIO] = {}
+_locks: dict[str, int] = {}
 
 
 class CheckpointError(RuntimeError):
@@ -72,11 +72,11 @@ def lock(folder: pathlib.Path) -> None:
     key = str(folder.resolve())
     if fcntl is None or key in _locks:
         return
-    file = open(folder / ".lock", "wb")
+    file = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        file.close()
+        os.close(file)
         raise CheckpointError(f"Another process writes checkpoints to {folder}: give each run a folder of its own.") from error
     _locks[key] = file
 
