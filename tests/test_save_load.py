@@ -361,7 +361,7 @@ def test_sac_refuses_a_saved_sacv(tmp_path):
 
 def test_sacv_refuses_a_saved_sac(tmp_path):
     small(SAC, box_env()).save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"no value network.*SAC\.load"):
+    with pytest.raises(ValueError, match=r"no value network.*SACV\.from_sac"):
         SACV.load(tmp_path / "model")
 
 

@@ -76,6 +76,9 @@ class _Deployed(nn.Module):
     :param normalize: normalisation of the observations, or None
     """
 
+    low: th.Tensor
+    high: th.Tensor
+
     def __init__(
         self, model: Any, keys: list[str], transposed: list[str], include_value: bool, normalize: VecNormalize | None
     ):
@@ -93,7 +96,7 @@ class _Deployed(nn.Module):
             self.normalized = list(normalize.norm_obs_keys or []) if dict_rms else keys
             self.clip_obs = normalize.clip_obs
             for index, key in enumerate(self.normalized):
-                rms: Any = normalize.obs_rms[key] if dict_rms else normalize.obs_rms  # type: ignore[index]
+                rms: Any = normalize.obs_rms[key] if dict_rms else normalize.obs_rms
                 # In float64, as SB3 computes
                 self.register_buffer(f"mean_{index}", th.as_tensor(np.asarray(rms.mean, dtype=np.float64)))
                 std = np.sqrt(np.asarray(rms.var, dtype=np.float64) + normalize.epsilon)
