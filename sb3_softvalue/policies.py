@@ -149,9 +149,6 @@ class SACVPolicy(SACPolicy):
         n_critics = self.critic_kwargs["n_critics"]
         if not isinstance(n_critics, int) or n_critics < 1:
             raise ValueError(f"n_critics must be a whole number of at least 1, got {n_critics!r}.")
-        unknown = set(self.net_arch) - {"pi", "qf", "vf"} if isinstance(self.net_arch, dict) else set()
-        if unknown:
-            raise ValueError(f"net_arch has no network {sorted(unknown)}: use 'pi', 'qf' and 'vf' (as 'qf' when left out).")
         _, critic_arch = get_actor_critic_arch(self.net_arch)
         self.value_kwargs = self.net_args | {
             "net_arch": self.net_arch.get("vf", critic_arch) if isinstance(self.net_arch, dict) else critic_arch,

@@ -127,7 +127,7 @@ class SACV(Readings, Saving, Guarded):
         action_prior: str = "uniform",
         execution: str = "auto",
     ):
-        checks.check_policy(policy)
+        checks.check_arguments(policy, self.policy_aliases, policy_kwargs, replay_buffer_kwargs, device)
         super().__init__(
             policy,
             env,
@@ -141,7 +141,7 @@ class SACV(Readings, Saving, Guarded):
             gradient_steps,
             action_noise,
             replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
+            replay_buffer_kwargs=replay_buffer_kwargs and dict(replay_buffer_kwargs),  # which SB3 writes into
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
             ent_coef=ent_coef,
@@ -176,9 +176,8 @@ class SACV(Readings, Saving, Guarded):
         # Not SAC's: it builds on a twin Q target, which does not exist here
         super(SAC, self)._setup_model()
         self._create_aliases()
-        if self.target_entropy == "auto":
-            self.target_entropy = -float(get_action_dim(self.action_space))
-        self.target_entropy = checks.finite_number("target_entropy", self.target_entropy, "'auto'")
+        target_entropy = -get_action_dim(self.action_space) if self.target_entropy == "auto" else self.target_entropy
+        self.target_entropy = checks.finite_number("target_entropy", target_entropy, "'auto'")
         self._setup_ent_coef()
 
     def _setup_lr_schedule(self) -> None:
@@ -222,6 +221,7 @@ class SACV(Readings, Saving, Guarded):
         # Whatever else it is, SB3 says so
         if hasattr(env, "action_space"):
             checks.check_action_space(env.action_space)
+            checks.check_observation_space(env.observation_space)
         return SAC._wrap_env(env, verbose, monitor_wrapper)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:

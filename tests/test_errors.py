@@ -139,7 +139,7 @@ def test_policy_without_value(policy):
 
 
 def test_unknown_policy_name():
-    with pytest.raises(ValueError, match="Policy LstmPolicy unknown"):
+    with pytest.raises(ValueError, match=r"policy must be 'MlpPolicy'.* or the class of a policy, got 'LstmPolicy'"):
         SACV("LstmPolicy", box_env())
 
 
