@@ -56,7 +56,8 @@ def converted(options: argparse.Namespace, folder: pathlib.Path, seed: int, buff
     model: SAC
     if fit < 0:
         model = sac
-        model.load_replay_buffer(replay)
+        if buffer == "kept":
+            model.load_replay_buffer(replay)
     else:
         given = {"replay_buffer": replay} if buffer == "kept" else {}
         model = SACV.from_sac(zip_path, make_vec_env(TASK, seed=seed), fit_value_steps=fit, device="cpu", **given)
@@ -89,8 +90,6 @@ def main() -> None:
         rows = []
         print("".join(f"{name:>16}" for name in COLUMNS))
         for seed, buffer, fit in itertools.product(options.seeds, options.buffers, options.fit):
-            if fit < 0 and buffer == "none":
-                continue
             trained_sac(folder, seed, options.trained)
             row = converted(options, folder, seed, buffer, fit)
             rows.append(row)

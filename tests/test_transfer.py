@@ -155,6 +155,11 @@ def test_refusals(tmp_path):
         SACV.from_sac(sac, DummyVecEnv([box_env] * 2), replay_buffer=filled(box_env()).replay_buffer)
     with pytest.raises(ValueError, match="wrapped in it"):
         SACV.from_sac(small(SAC, VecNormalize(DummyVecEnv([box_env]))), box_env())
+    with pytest.raises(ValueError, match="fit_value_steps must be a whole number of at least 0, got -1"):
+        SACV.from_sac(sac, fit_value_steps=-1)
+    PPO("MlpPolicy", box_env()).save(tmp_path / "ppo")
+    with pytest.raises(ValueError, match="holds no model of SB3's SAC"):
+        SACV.from_sac(tmp_path / "ppo")
     sac.save(tmp_path / "sac")
     with pytest.raises(ValueError, match="give from_sac an env"):
         SACV.from_sac(tmp_path / "sac")

@@ -11,6 +11,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_softvalue.checkpoint import random_state, state
 from sb3_softvalue.checkpoint.save_load import KEEP, save_checkpoint
+from sb3_softvalue.checks import check_whole_number
 
 
 class ResumableCheckpoint(BaseCallback):
@@ -39,8 +40,8 @@ class ResumableCheckpoint(BaseCallback):
         verbose: int = 0,
     ):
         super().__init__(verbose)
-        if save_freq < 1 or keep < 1:
-            raise ValueError(f"save_freq and keep must be at least 1, got {save_freq} and {keep}.")
+        check_whole_number("save_freq", save_freq, minimum=1)
+        check_whole_number("keep", keep, minimum=1)
         self.folder = pathlib.Path(folder)
         self.save_freq, self.keep, self.at_episode_end = save_freq, keep, at_episode_end
         self._interrupted = False

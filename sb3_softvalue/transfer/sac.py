@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from stable_baselines3.sac import policies as sac_policies
 
-from sb3_softvalue import policies
+from sb3_softvalue import checks, policies
 from sb3_softvalue.transfer.value_fit import fit_value
 
 Model = TypeVar("Model", bound=SAC)
@@ -71,16 +71,21 @@ def from_sac(
     :param device: of the new model; None takes that of the model, "auto" for a file
     :param kwargs: arguments of ``model_class`` in place of the model's
     :return: the new model
-    :raises ValueError: if the model is no SAC, its policy has no counterpart, the environment does not fit, or there is
-        neither an environment nor a replay buffer to fit V on
+    :raises ValueError: if the model is no SAC, its policy has no counterpart, the environment does not fit, a number of steps
+        is negative, or there is neither an environment nor a replay buffer to fit V on
     """
+    checks.check_whole_number("fit_value_steps", fit_value_steps, minimum=0)
+    checks.check_whole_number("collect_steps", collect_steps, minimum=0)
     if isinstance(env, str):
         env = gym.make(env)
     if isinstance(path_or_model, SAC):
         source, device = path_or_model, device or path_or_model.device
     else:
         device = device or "auto"
-        source = SAC.load(path_or_model, env=env, device=device)
+        try:
+            source = SAC.load(path_or_model, env=env, device=device)
+        except (AttributeError, KeyError) as error:  # how SB3 says that the networks are others
+            raise ValueError(f"{path_or_model} holds no model of SB3's SAC: give from_sac what SAC.save wrote.") from error
         env = None
         source.replay_buffer = None
     if isinstance(source.policy, policies.SACVPolicy):
