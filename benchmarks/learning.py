@@ -46,6 +46,7 @@ def make_runs(tasks: dict[str, Task], algorithms: Sequence[str], args: argparse.
             task.hyperparameters | ALGORITHMS[algorithm],
             args.device,
             args.threads,
+            str(args.results.absolute() / "checkpoints"),
         )
         for name, task in tasks.items()
         for seed in (task.seeds if args.seeds is None else args.seeds)

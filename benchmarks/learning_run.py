@@ -1,7 +1,8 @@
 """One training of learning.py in a process of its own, evaluated as it goes on; what is trained, on what, and with what.
 
 A run is told by one line of JSON and says each evaluation as one line of JSON. A run that is started again says all of its
-evaluations from the first: nobody needs to know how far it came before.
+evaluations from the first: nobody needs to know how far it came before. SACV goes on from its last checkpoint and repeats what
+it said until there, SB3's algorithms begin again.
 """
 
 import _thread
@@ -9,6 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,6 +67,8 @@ class Run:
     hyperparameters: dict[str, Any]
     device: str = "cpu"
     threads: int = 1
+    checkpoints: str = ""
+    """Folder for the checkpoints of runs that are not finished; none without a name"""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -114,6 +118,55 @@ def processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
+class Said:
+    """
+    The evaluations of a run, kept beside its checkpoints.
+
+    :param run: what is trained
+    :param say: is called with each evaluation
+    """
+
+    def __init__(self, run: Run, say: Callable[[dict[str, Any]], None]):
+        self.run, self.say = run, say
+        self.rows: list[dict[str, Any]] = []
+        keeps = run.checkpoints and run.algorithm.startswith("sacv")
+        self.folder = pathlib.Path(run.checkpoints, f"{run.task}-{run.algorithm}-{run.seed}") if keeps else None
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Say an evaluation, and remember it first."""
+        self.rows.append(row)
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / "said.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        self.say(row)
+
+    def go_on(self, model: Any) -> list[float]:
+        """
+        Load the last checkpoint, if there is one, and say again what was said until there.
+
+        :param model: that was just made
+        :return: seconds and processor's seconds that the training took until there. Where a checkpoint lies between two
+            evaluations, the time from the first of them is that of the steps before, by their number.
+        """
+        from sb3_softvalue.checkpoint import CheckpointError
+
+        try:
+            model.load_checkpoint(self.folder)
+        except CheckpointError:  # none was written yet
+            shutil.rmtree(self.folder, ignore_errors=True)  # type: ignore[arg-type]
+            return [0.0, 0.0]
+        lines = (self.folder / "said.jsonl").read_text().splitlines(keepends=True)  # type: ignore[operator]
+        rows = {row["timesteps"]: row for row in (json.loads(line) for line in lines if line.endswith("\n"))}
+        self.rows = [row for timesteps, row in sorted(rows.items()) if timesteps <= model.num_timesteps]
+        for row in self.rows:
+            self.say(row)
+        last = self.rows[-1] if self.rows else {"timesteps": 1, "seconds": 0.0, "cpu_seconds": 0.0}
+        return [last[clock] * model.num_timesteps / last["timesteps"] for clock in ("seconds", "cpu_seconds")]
+
+
 def train(run: Run, say: Callable[[dict[str, Any]], None]) -> Any:
     """
     Do the run in this process.
@@ -126,26 +179,39 @@ def train(run: Run, say: Callable[[dict[str, Any]], None]) -> Any:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
+    th.set_num_threads(run.threads)
+    said = Said(run, say)
+    model = make_model(run)
+    # Making environments draws one number of NumPy's, evaluating none: how often is of no matter to the training
+    env = make_vec_env(run.env, n_envs=EPISODES)
+
     class Evaluations(BaseCallback):
         """Evaluates when it is time, with the clocks stopped."""
 
         def _on_training_start(self) -> None:
-            # Making environments draws one number of NumPy's, evaluating none: how often is of no matter to the training
-            self.env = make_vec_env(run.env, n_envs=EPISODES)
-            self.clocks = [-time.perf_counter(), -processor_seconds()]
+            self.clocks = [before[0] - time.perf_counter(), before[1] - processor_seconds()]
 
         def _on_step(self) -> bool:
             number, rest = divmod(self.num_timesteps, run.evaluate_every)
             if rest == 0:
                 seconds, cpu_seconds = self.clocks[0] + time.perf_counter(), self.clocks[1] + processor_seconds()
                 row = {"task": run.task, "algorithm": run.algorithm, "seed": run.seed, "timesteps": self.num_timesteps}
-                row |= evaluate(self.model, self.env, EVALUATION_SEEDS * (1 + run.seed) + EPISODES * number)
-                say(row | {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2)})
+                row |= evaluate(self.model, env, EVALUATION_SEEDS * (1 + run.seed) + EPISODES * number)
+                said(row | {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2)})
                 self.clocks = [seconds - time.perf_counter(), cpu_seconds - processor_seconds()]
             return True
 
-    th.set_num_threads(run.threads)
-    return make_model(run).learn(run.steps, callback=Evaluations())
+    callbacks: list[BaseCallback] = [Evaluations()]
+    before = [0.0, 0.0]
+    if said.folder:
+        from sb3_softvalue.checkpoint import ResumableCheckpoint
+
+        before = said.go_on(model)
+        callbacks.append(ResumableCheckpoint(said.folder, run.evaluate_every, keep=1))
+    model.learn(run.steps - model.num_timesteps, callbacks, reset_num_timesteps=model.num_timesteps == 0)
+    if said.folder and model.num_timesteps >= run.steps:  # and not interrupted
+        shutil.rmtree(said.folder)
+    return model
 
 
 def rows(run: Run) -> Iterator[dict[str, Any]]:

@@ -129,6 +129,35 @@ def test_evaluations_do_not_change_the_training(algorithm):
     assert not np.array_equal(evaluated, weights(train(dataclasses.replace(run, seed=1), lambda row: None)))
 
 
+@pytest.mark.parametrize("algorithm", ["sacv", "sac"])
+@pytest.mark.parametrize("lost_at", [50, 450, 650])
+def test_goes_on_from_its_checkpoint(algorithm, lost_at, tmp_path, monkeypatch):
+    """Lost before the first checkpoint and after it: everything is said once more, and SACV trains only what was not kept."""
+    run = small_run(algorithm, steps=800, checkpoints=str(tmp_path))
+    whole: list[dict] = []
+    train(dataclasses.replace(run, checkpoints=""), whole.append)
+
+    def say_until_lost(row: dict) -> None:
+        if row["timesteps"] == lost_at:
+            raise ConnectionError("lost")
+
+    with pytest.raises(ConnectionError):
+        train(run, say_until_lost)
+    evaluated: list[int] = []
+    monkeypatch.setattr(
+        "learning_run.evaluate", lambda model, *_: evaluated.append(model.num_timesteps) or evaluate(model, *_)
+    )
+    again: list[dict] = []
+    train(run, again.append)
+    assert [{k: v for k, v in row.items() if k not in TIMES} for row in again] == [
+        {k: v for k, v in row.items() if k not in TIMES} for row in whole
+    ]
+    begun = {50: 0, 450: 400, 650: 600}[lost_at] if algorithm == "sacv" else 0
+    assert evaluated == list(range(begun + 50, 801, 50))
+    assert [row["seconds"] for row in again] == sorted(row["seconds"] for row in again)
+    assert not list(tmp_path.iterdir())
+
+
 def test_evaluation_is_one_episode_of_each_seed():
     model = SAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", **SMALL)
     env = make_vec_env("Pendulum-v1", n_envs=3)
@@ -151,7 +180,7 @@ def test_evaluation_is_one_episode_of_each_seed():
 
 def test_same_setting_for_all_algorithms():
     """Those of one seed stand together and differ in what is the algorithm's own."""
-    args = Namespace(seeds=None, device="cpu", threads=1)
+    args = Namespace(seeds=None, device="cpu", threads=1, results=pathlib.Path("runs"))
     runs = learning.make_runs(TASKS, ["sacv", "sac"], args)
     assert {run.seed for run in runs} == {0, 1, 2, 3, 4}
     for ours, sac in zip(runs[::2], runs[1::2], strict=True):
