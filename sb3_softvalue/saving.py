@@ -94,7 +94,7 @@ class Saving(SAC):
         :param fit_value_steps: gradient steps that fit V
         :param replay_buffer: transitions, or the path of what ``save_replay_buffer`` wrote (a pickle: only files that you
             trust); None takes those that the model holds
-        :param kwargs: ``collect_steps`` (1,000), ``policy`` for a SAC with a policy class of its own, ``device``, and
+        :param kwargs: ``collect_steps`` (5,000), ``policy`` for a SAC with a policy class of its own, ``device``, and
             arguments of this class in place of the SAC's
         :return: the new model
         :raises ValueError: if the model is no SAC, its policy has no counterpart, the environment does not fit, or there is

@@ -52,7 +52,7 @@ def from_sac(
     env: GymEnv | str | None = None,
     *,
     fit_value_steps: int = 5_000,
-    collect_steps: int = 1_000,
+    collect_steps: int = 5_000,
     replay_buffer: ReplayBuffer | str | pathlib.Path | None = None,
     policy: str | type[policies.SACVPolicy] | None = None,
     device: th.device | str | None = None,
