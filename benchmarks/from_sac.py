@@ -26,7 +26,7 @@ from sb3_softvalue import SACV
 
 TASK = "Pendulum-v1"
 RESULTS = pathlib.Path(__file__).parent / "results" / "from_sac.csv"
-COLUMNS = ("buffer", "fit_value_steps", "seed", "fit_seconds", "before", "at_once", "worst", "last")
+COLUMNS = ("buffer", "collect_steps", "fit_value_steps", "seed", "fit_seconds", "before", "at_once", "worst", "last")
 
 
 def trained_sac(folder: pathlib.Path, seed: int, steps: int) -> None:
@@ -47,7 +47,9 @@ def mean_return(model: SAC, episodes: int) -> float:
     return float(np.mean(returns))
 
 
-def converted(options: argparse.Namespace, folder: pathlib.Path, seed: int, buffer: str, fit: int) -> dict[str, Any]:
+def converted(
+    options: argparse.Namespace, folder: pathlib.Path, seed: int, buffer: str, collect: int, fit: int
+) -> dict[str, Any]:
     """One conversion and what follows; a fit of -1 means that SAC itself learns on."""
     zip_path, replay = folder / f"sac-{seed}", folder / f"sac-{seed}-replay"
     sac = SAC.load(zip_path, env=make_vec_env(TASK, seed=seed), device="cpu")
@@ -59,14 +61,14 @@ def converted(options: argparse.Namespace, folder: pathlib.Path, seed: int, buff
         if buffer == "kept":
             model.load_replay_buffer(replay)
     else:
-        given = {"replay_buffer": replay} if buffer == "kept" else {}
+        given: dict[str, Any] = {"replay_buffer": replay} if buffer == "kept" else {"collect_steps": collect}
         model = SACV.from_sac(zip_path, make_vec_env(TASK, seed=seed), fit_value_steps=fit, device="cpu", **given)
     seconds = time.perf_counter() - start
     returns = [mean_return(model, options.episodes)]
     for _ in range(options.steps // options.every):
         model.learn(options.every, reset_num_timesteps=False)
         returns.append(mean_return(model, options.episodes))
-    values = (buffer, fit, seed, seconds, before, returns[0], min(returns[1:]), returns[-1])
+    values = (buffer, collect, fit, seed, seconds, before, returns[0], min(returns[1:]), returns[-1])
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--fit", type=int, nargs="+", default=[-1, 0, 1_000, 5_000], help="-1: SB3's SAC learns on itself")
     parser.add_argument("--buffers", nargs="+", choices=("kept", "none"), default=["kept", "none"])
+    parser.add_argument("--collect", type=int, nargs="+", default=[1_000, 5_000], help="transitions, without a buffer")
     parser.add_argument("--trained", type=int, default=10_000, help="steps of the SAC")
     parser.add_argument("--steps", type=int, default=3_000, help="after the conversion")
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations")
@@ -89,9 +92,13 @@ def main() -> None:
         folder = options.models or pathlib.Path(temporary)
         rows = []
         print("".join(f"{name:>16}" for name in COLUMNS))
-        for seed, buffer, fit in itertools.product(options.seeds, options.buffers, options.fit):
+        for seed, buffer, fit, collect in itertools.product(options.seeds, options.buffers, options.fit, options.collect):
+            if buffer == "kept" or fit < 0:  # nothing is collected
+                if collect != options.collect[0]:
+                    continue
+                collect = 0
             trained_sac(folder, seed, options.trained)
-            row = converted(options, folder, seed, buffer, fit)
+            row = converted(options, folder, seed, buffer, collect, fit)
             rows.append(row)
             print(
                 "".join(f"{value:16.1f}" if isinstance(value, float) else f"{value:>16}" for value in row.values()), flush=True
