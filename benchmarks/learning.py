@@ -135,7 +135,9 @@ def on_ray(address: str, threads: int, n_gpus: float = 0.0) -> Runner:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """:return: the command line's arguments"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[name for name in TASKS if not name.endswith(("1M", "50k"))])
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=[name for name in TASKS if not name.endswith(("1M", "50k"))]
+    )
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["sacv", "sac"])
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the task's own")
     parser.add_argument("--quick", action="store_true", help="Pendulum-v1 with seeds 0 and 1 of SACV and SAC")

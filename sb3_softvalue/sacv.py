@@ -233,7 +233,8 @@ class SACV(Readings, Saving, Guarded):
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
-        progress = self._current_progress_remaining
+        # The last rollout may go beyond the total, where a schedule that ends at zero would be negative
+        self._current_progress_remaining = progress = max(0.0, self._current_progress_remaining)
         step = self._prepare_optimizers(progress)
         reward_scale = self._schedules.at("reward_scale", progress)
         if callable(self.reward_scale):
@@ -241,8 +242,7 @@ class SACV(Readings, Saving, Guarded):
         self._executor.prepare(self._n_updates + gradient_steps + updates_to_come(self))
         self._check_parameters()
 
-        metrics: list[th.Tensor] = []
-        closed: th.Tensor | None = None
+        metrics, closed = [], None
         assert self.replay_buffer is not None
         sampling = (self.replay_buffer, gradient_steps, batch_size, self.gamma, self.device, self._vec_normalize_env)
         for batch in sample_batches(*sampling):

@@ -203,3 +203,15 @@ def test_no_gradient_step(execution):
     before = parameters_of(model.policy)
     assert train(model, 0)["train/n_updates"] == 0
     assert_same(parameters_of(model.policy), before)
+
+
+def test_schedules_end_at_zero_where_the_last_rollout_goes_beyond_the_total() -> None:
+    # 21 of 20 steps: SB3's progress would be -0.05, and the learning rate negative
+    seen = []
+    options = dict(learning_starts=5, batch_size=4, train_freq=3, policy_kwargs=dict(net_arch=[8]))
+    model = SACV(
+        "MlpPolicy", "Pendulum-v1", learning_rate=lambda progress: seen.append(progress) or 1e-3 * progress, **options
+    )
+    model.learn(20)
+    assert model.num_timesteps == 21 and min(seen) == 0.0
+    assert model.actor.optimizer.param_groups[0]["lr"] == 0.0

@@ -198,3 +198,12 @@ def test_any_combination(data: st.DataObject) -> None:
         options[name] = data.draw(st.sampled_from(OPTIONS[name][:n_values]), label=name)
     n_envs = data.draw(st.sampled_from([1, 2]))
     event(train_or_refuse(observation_space, data.draw(st.sampled_from(ACTIONS[:4])), n_envs, options))
+
+
+@pytest.mark.parametrize("buffer_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_small_memory_optimized_buffers(buffer_size: int, n_envs: int) -> None:
+    memory = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+    options = {"policy": "MlpPolicy", "learning_starts": 5, "batch_size": 4, "execution": "eager", "buffer_size": buffer_size}
+    outcome = train_or_refuse(SIMPLE[0], ACTIONS[0], n_envs, options | memory)
+    assert outcome.startswith("trained" if buffer_size >= 2 * n_envs else "refused: buffer_size must be at least")

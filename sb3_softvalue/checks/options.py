@@ -36,7 +36,7 @@ def check_options(model: SAC) -> None:
     check_whole_number("gradient_steps", model.gradient_steps, minimum=-1)
     if not _is_number(model.learning_starts):
         raise ValueError(f"learning_starts must be a number of steps, got {model.learning_starts!r}.")
-    check_train_freq(model.train_freq)
+    check_train_freq(model.train_freq, model.n_envs)
     check_seed(model.seed)
     check_action_noise(model.action_noise)
     check_fraction("tau", model.tau)
@@ -156,9 +156,10 @@ def check_seed(seed: int | None) -> None:
             raise ValueError(f"seed must be less than 2**32, got {seed!r}.")
 
 
-def check_train_freq(train_freq: Any) -> None:
+def check_train_freq(train_freq: Any, n_envs: int) -> None:
     """
-    :raises ValueError: if it is neither a number of steps nor a pair of a number and its unit
+    :raises ValueError: if it is neither a number of steps nor a pair of a number and its unit, or counts episodes of several
+        environments
     """
     if isinstance(train_freq, TrainFreq):  # of a model that was loaded
         return
@@ -168,6 +169,11 @@ def check_train_freq(train_freq: Any) -> None:
         raise ValueError(
             "train_freq must be a whole number of steps of at least 1, or such a number and its unit as in (1, 'episode') "
             f"or (4, 'step'), got {train_freq!r}."
+        )
+    if unit == "episode" and n_envs > 1:  # AssertionError as in SB3, which says so when learn() has begun
+        raise AssertionError(
+            f"train_freq={train_freq!r} counts the episodes of one environment, and there are {n_envs}: use steps, or one "
+            "environment."
         )
 
 
@@ -208,6 +214,11 @@ def check_replay_buffer(model: SAC) -> None:
             raise ValueError(
                 "optimize_memory_usage needs replay_buffer_kwargs=dict(handle_timeout_termination=False): SB3's replay buffer "
                 "cannot do both."
+            )
+        if model.buffer_size // model.n_envs < 2:
+            raise ValueError(
+                f"buffer_size must be at least {2 * model.n_envs}, two transitions of each environment, with "
+                f"optimize_memory_usage, got {model.buffer_size!r}: one of them is always half overwritten."
             )
 
 
