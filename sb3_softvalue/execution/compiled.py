@@ -70,7 +70,7 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched) 
     import torch._inductor
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from sb3_softvalue.execution.fusion import FuseProductEpilogues  # imports the compiler, which takes a second
+    from sb3_softvalue.execution.fusion import CheapProducts  # imports the compiler, which takes a second
 
     n_params, n_constants = len(arguments.params), len(watched.constants)
     names = [watched.names.get(id(param)) for param in arguments.params]
@@ -104,7 +104,7 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched) 
     options: dict[str, Any] = {}
     if arguments.reward_scale.device.type == "cpu":
         options = {
-            "post_grad_custom_post_pass": FuseProductEpilogues(),
+            "post_grad_custom_post_pass": CheapProducts(),
             # Kernels called from C++: about a hundred calls from Python take as long as two layers of the network
             "cpp_wrapper": True,
             # A compiler that knows C++20, which PyTorch's headers need, knows the processor's vectors too: no need to spend

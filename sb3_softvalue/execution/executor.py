@@ -13,6 +13,7 @@ from sb3_softvalue.execution.arguments import GradientFunction, Gradients
 from sb3_softvalue.execution.choice import choose, repay
 from sb3_softvalue.execution.compiled import CompiledGradients
 from sb3_softvalue.execution.cuda_graph import CudaGraphGradients
+from sb3_softvalue.execution.products import FastProducts
 from sb3_softvalue.update import Batch, JointObjective, Temperature, objective_gradients
 
 
@@ -42,6 +43,7 @@ class Executor:
         self._announce = announce
         self._gradients: GradientFunction | None = None
         self._settled = False
+        self._products = FastProducts()
 
     def prepare(self, n_updates: float) -> None:
         """
@@ -87,7 +89,8 @@ class Executor:
         """
         assert self._gradients is not None, "prepare() comes first"
         try:
-            return self._gradients(params, batch, noise, temperature, reward_scale)
+            with self._products:
+                return self._gradients(params, batch, noise, temperature, reward_scale)
         except Exception as error:
             if self.resolved == "eager":
                 raise

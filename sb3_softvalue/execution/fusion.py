@@ -1,4 +1,6 @@
-"""A compiler pass that lets Inductor fuse what it leaves apart on a CPU: biases and products with one column."""
+"""A compiler pass that writes an update's products as a CPU does them fastest."""
+
+from typing import Any
 
 import torch as th
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
@@ -7,32 +9,78 @@ from torch.fx import Graph, Node
 aten = th.ops.aten
 
 
-class FuseProductEpilogues(CustomGraphPass):
+class CheapProducts(CustomGraphPass):
     """
-    On a CPU ``addmm`` first copies the bias over the whole output, and the product of a column with a row is a full matrix
-    product. Written as ``mm + bias`` and as a plain multiplication, Inductor fuses both into the neighbouring activation.
-    It rewrites so by itself, but only for GPUs (``should_prefer_unfused_addmm``).
+    Rewrites matrix products where another form of the same numbers is faster on a CPU.
+
+    - ``addmm`` first copies the bias over the whole output: as ``mm + bias`` Inductor fuses it into the activation. It does so
+      by itself, but only for GPUs (``should_prefer_unfused_addmm``).
+    - A product of which one side is a vector is a multiplication, and a sum: fused into the activation as well.
+    - Columns of a product that are thrown away, such as the gradients to the observations, are not computed.
     """
 
     def __call__(self, graph: Graph) -> None:
         """
         :param graph: forward and backward pass in ATen operators, rewritten in place
         """
-        for node in list(graph.nodes):
-            if node.op == "call_function" and node.target is aten.addmm.default and not node.kwargs:
-                bias, left, right = node.args
+        for node in _calls(graph, aten.addmm.default):
+            if not node.kwargs:
+                bias, left, right = _arguments(node)
                 product = _insert(graph, node, aten.mm.default, left, right)
                 _replace(graph, node, _insert(graph, node, aten.add.Tensor, product, bias))
-        for node in list(graph.nodes):
-            if node.op == "call_function" and node.target is aten.mm.default and node.args[0].meta["val"].shape[1] == 1:
-                _replace(graph, node, _insert(graph, node, aten.mul.Tensor, *node.args))
+        for node in _calls(graph, aten.slice.Tensor):
+            self._of_columns(graph, node)
+        for node in _calls(graph, aten.mm.default):
+            self._of_vectors(graph, node)
+
+    def _of_columns(self, graph: Graph, node: Node) -> None:
+        """Where nothing but these columns is used of a product or a sum of products, take them of its right side."""
+        whole, dim, *rest = _arguments(node)
+        if dim != 1 or len(whole.users) > 1:
+            return
+        if whole.target is aten.add.Tensor and all(part.meta["val"].shape == whole.meta["val"].shape for part in whole.args):
+            parts = [_insert(graph, node, aten.slice.Tensor, part, dim, *rest) for part in whole.args]
+            _replace(graph, node, _insert(graph, node, aten.add.Tensor, *parts))
+            graph.erase_node(whole)
+            for part in parts:
+                self._of_columns(graph, part)
+        elif whole.target is aten.mm.default:
+            left, right = _arguments(whole)
+            columns = _insert(graph, node, aten.slice.Tensor, right, dim, *rest)
+            columns.meta["val"] = aten.slice.Tensor(right.meta["val"], dim, *rest)
+            _replace(graph, node, _insert(graph, node, aten.mm.default, left, columns))
+            graph.erase_node(whole)
+
+    def _of_vectors(self, graph: Graph, node: Node) -> None:
+        """Rewrite a product of which one side is a vector."""
+        left, right = _arguments(node)
+        (n_rows, n_inner), n_columns = left.meta["val"].shape, right.meta["val"].shape[1]
+        if n_inner == 1:
+            _replace(graph, node, _insert(graph, node, aten.mul.Tensor, left, right))
+        elif n_rows == 1 or n_columns == 1:
+            vector, matrix, dim = (left, right, 0) if n_rows == 1 else (right, left, 1)
+            turned = _insert(graph, node, aten.permute.default, vector, [1, 0])
+            turned.meta["val"] = vector.meta["val"].t()
+            scaled = _insert(graph, node, aten.mul.Tensor, matrix, turned)
+            scaled.meta["val"] = matrix.meta["val"] * turned.meta["val"]
+            _replace(graph, node, _insert(graph, node, aten.sum.dim_IntList, scaled, [dim], True))
 
     def uuid(self) -> bytes:
         """:return: identity of this pass in Inductor's cache on disk"""
         return get_hash_for_files((__file__,))
 
 
-def _insert(graph: Graph, before: Node, target: th._ops.OpOverload, *args: Node) -> Node:
+def _calls(graph: Graph, target: th._ops.OpOverload) -> list[Node]:
+    """:return: all calls of an operator"""
+    return [node for node in graph.nodes if node.op == "call_function" and node.target is target]
+
+
+def _arguments(node: Node) -> tuple[Any, ...]:
+    """:return: a call's positional arguments"""
+    return node.args
+
+
+def _insert(graph: Graph, before: Node, target: th._ops.OpOverload, *args: Any) -> Node:
     """
     :return: a call of ``target`` right before the node whose shape and type it has
     """
