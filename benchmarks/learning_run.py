@@ -57,6 +57,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "sacv-fixed": {"ent_coef": 0.2},
     "sac": {},
     "tqc": {},
+    # Large products in bfloat16
+    "sacv-mixed": {"execution": "mixed"},
     # A target with less lag: V̄ behind V, V behind Q
     "sacv-tau-0.01": {"tau": 0.01},
     "sacv-tau-0.02": {"tau": 0.02},

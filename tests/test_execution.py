@@ -14,11 +14,9 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch._dynamo.utils import counters
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_softvalue import SACV
-from sb3_softvalue.execution import choice, compiled, cuda_graph, executor, products, updates_to_come
-from sb3_softvalue.execution.fusion import CheapProducts
+from sb3_softvalue.execution import choice, compiled, cuda_graph, executor, updates_to_come
 from sb3_softvalue.update import objective_gradients
 from tests.helpers import (
     BatchNormDropoutExtractor,
@@ -522,55 +520,3 @@ def test_data_dependent_code_is_not_frozen_into_a_graph():
     with pytest.raises(RuntimeError, match="execution='compiled' failed"):
         run(model)
     assert model._n_updates == 0
-
-
-def test_cheap_products():
-    """The compiler pass on a graph: the same numbers; no bias copied, no product with a vector, no unused column."""
-
-    def function(bias: th.Tensor, left: th.Tensor, right: th.Tensor, column: th.Tensor) -> tuple[th.Tensor, ...]:
-        some = th.addmm(th.mm(left, right.flip(0)), left, right)[:, 1:3]  # as the gradients of two critics to the actions
-        return (
-            th.addmm(bias, left, right).relu() + th.mm(column, right[:1]) + th.mm(left, right[:, :1]) + th.mm(left[:1], right),
-            some,
-            th.mm(left, right)[1:],
-        )
-
-    tensors = (th.randn(5), th.randn(4, 3), th.randn(3, 5), th.randn(4, 1))
-    module = make_fx(function, tracing_mode="fake")(*tensors)
-    assert {"addmm", "mm"} <= {str(node.target).split(".")[1] for node in module.graph.nodes if node.op == "call_function"}
-    CheapProducts()(module.graph)
-    module.graph.lint()
-    module.recompile()
-    products = [node for node in module.graph.nodes if "mm" in str(node.target)]
-    assert sorted(node.args[1].meta["val"].shape[1] for node in products) == [2, 2, 5, 5]
-    assert [str(node.target) for node in products] == ["aten.mm.default"] * 4
-    for ours, expected in zip(module(*tensors), function(*tensors), strict=True):
-        th.testing.assert_close(ours, expected)
-    assert CheapProducts().uuid() == CheapProducts().uuid()
-
-
-@pytest.mark.skipif(not hasattr(th.backends.mkldnn, "matmul"), reason="PyTorch before 2.9 has no such setting")
-@pytest.mark.parametrize("faster", [True, False])
-def test_products_stay_float32(faster, monkeypatch):
-    """Whichever library multiplies, the numbers are those of float32, and PyTorch's setting is as before afterwards."""
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
-    fast, setting = products.FastProducts(), th.backends.mkldnn.matmul
-    with fast:
-        assert setting.fp32_precision == ("bf16" if faster else "none")
-    assert setting.fp32_precision == "none"
-    with pytest.raises(ZeroDivisionError), fast:
-        _ = 1 / 0
-    assert setting.fp32_precision == "none"
-    setting.fp32_precision = "tf32"
-    try:
-        with fast:
-            assert setting.fp32_precision == "tf32", "a precision that the user has set stays"
-    finally:
-        setting.fp32_precision = "none"
-
-
-def test_products_of_this_machine_are_float32():
-    left, right = th.randn(2, 256, 256, generator=th.Generator().manual_seed(0))
-    with products.FastProducts():
-        error = ((left @ right).double() - left.double() @ right.double()).abs().max()
-    assert error < 1e-4, "bfloat16 would be off by 0.1"

@@ -55,7 +55,12 @@ def sample_batches(
 
 def _sample(buffer: ReplayBuffer, size: int, gamma: float, env: VecNormalize | None) -> Batch:
     """:return: one sample of the buffer, with discounts"""
-    if type(buffer) is ReplayBuffer and env is None and not buffer.optimize_memory_usage and buffer.device.type == "cpu":
+    is_plain = (
+        type(buffer) is ReplayBuffer
+        and not buffer.optimize_memory_usage
+        and not {"sample", "_get_samples"} & set(vars(buffer))
+    )
+    if is_plain and env is None and buffer.device.type == "cpu":
         return _sample_rows(buffer, size, gamma)
     samples = buffer.sample(size, env=env)
     return Batch(*samples[:5], gamma if samples.discounts is None else samples.discounts)

@@ -8,10 +8,11 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from sb3_softvalue.execution.products import multiplies_bfloat16
 from sb3_softvalue.policies import is_known_module
 from sb3_softvalue.update import JointObjective, draws_own_noise
 
-EXECUTIONS = ("auto", "eager", "compiled", "cuda_graph")
+EXECUTIONS = ("auto", "eager", "compiled", "mixed", "cuda_graph")
 # Updates after which a compilation has paid for itself on a CPU: measured by benchmarks/throughput.py, see docs/guide/speed.md
 BREAK_EVEN_UPDATES = 5_000
 
@@ -20,14 +21,14 @@ class Choice(NamedTuple):
     """What was chosen, and why."""
 
     execution: str
-    """One of eager, compiled and cuda_graph"""
+    """One of eager, compiled, mixed and cuda_graph"""
     reason: str
     """The rest of a sentence"""
 
 
 def unavailable(execution: str, objective: JointObjective, device: th.device) -> str | None:
     """
-    :param execution: "compiled" or "cuda_graph"
+    :param execution: "compiled", "mixed" or "cuda_graph"
     :param objective: the joint objective
     :param device: of the networks
     :return: why it cannot be had, as the rest of a sentence; None if it can
@@ -36,6 +37,10 @@ def unavailable(execution: str, objective: JointObjective, device: th.device) ->
         return f"a CUDA graph needs a CUDA device, and the model is on {device.type}"
     if execution == "compiled" and device.type not in ("cpu", "cuda"):
         return f"compilation is for CPU and CUDA, and the model is on {device.type}"
+    if execution == "mixed" and device.type != "cpu":
+        return f"mixed precision is for processors, and the model is on {device.type}"
+    if execution == "mixed" and not multiplies_bfloat16():
+        return "this processor has no instruction for products of bfloat16 (AVX512_BF16 or AMX) and would only emulate them"
     if objective.actor.use_sde:
         return "gSDE draws its noise inside the network"
     if draws_own_noise(objective.actor):
@@ -77,7 +82,7 @@ def choose(requested: str, objective: JointObjective, device: th.device, n_updat
     :param device: of the networks
     :param n_updates: gradient steps that the model has done and will do in this ``learn()``
     :param before: what "auto" was resolved to so far, None if to nothing yet
-    :return: "eager", "compiled" or "cuda_graph"
+    :return: "eager", "compiled", "mixed" or "cuda_graph"
     :raises ValueError: if it was asked for explicitly and cannot be had
     """
     if requested == "eager":

@@ -20,10 +20,12 @@ class CompiledGradients:
     Forward and backward pass as one compiled graph over the policy's own modules.
 
     :param objective: the joint objective, whose modules neither draw random numbers nor change state
+    :param mixed: whether the products between hidden layers are computed in bfloat16
     """
 
-    def __init__(self, objective: JointObjective):
+    def __init__(self, objective: JointObjective, mixed: bool = False):
         self.objective = objective
+        self.mixed = mixed
         self._scalars = Scalars(next(objective.parameters()).device)
         self._watched = Watched(objective, ())
         self._compiled: dict[tuple[Any, ...], Callable[..., Sequence[Any]]] = {}
@@ -52,25 +54,28 @@ class CompiledGradients:
                 with warnings.catch_warnings():
                     # The compiler's own warnings are not the user's business, least of all where warnings are errors
                     warnings.simplefilter("ignore")
-                    compiled = _compile(self.objective, arguments, self._watched)
+                    compiled = _compile(self.objective, arguments, self._watched, self.mixed)
                     *gradients, metrics = compiled(*params, *constants, *inputs)
                 self._compiled[key] = compiled
         return gradients, metrics
 
 
-def _compile(objective: JointObjective, arguments: Arguments, watched: Watched) -> Callable[..., Sequence[Any]]:
+def _compile(objective: JointObjective, arguments: Arguments, watched: Watched, mixed: bool) -> Callable[..., Sequence[Any]]:
     """
     Trace ``update.objective_gradients`` to one graph of forward and backward pass, and compile it.
 
     :param objective: the joint objective
     :param arguments: shapes and structure to compile for
     :param watched: the objective's constant tensors
+    :param mixed: whether the products between hidden layers are computed in bfloat16
     :return: function of (parameters, constants, ``arguments.tensors()``), all flat, that gives gradients and metrics, flat
     """
     import torch._inductor
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from sb3_softvalue.execution.fusion import CheapProducts  # imports the compiler, which takes a second
+    # Both import the compiler, which takes a second
+    from sb3_softvalue.execution.fusion import CheapProducts
+    from sb3_softvalue.execution.mixed import MixedProducts
 
     n_params, n_constants = len(arguments.params), len(watched.constants)
     names = [watched.names.get(id(param)) for param in arguments.params]
@@ -104,7 +109,7 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched) 
     options: dict[str, Any] = {}
     if arguments.reward_scale.device.type == "cpu":
         options = {
-            "post_grad_custom_post_pass": CheapProducts(),
+            "post_grad_custom_post_pass": MixedProducts() if mixed else CheapProducts(),
             # Kernels called from C++: about a hundred calls from Python take as long as two layers of the network
             "cpp_wrapper": True,
             # A compiler that knows C++20, which PyTorch's headers need, knows the processor's vectors too: no need to spend

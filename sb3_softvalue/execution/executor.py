@@ -64,11 +64,11 @@ class Executor:
 
     def _use(self, execution: str) -> None:
         """
-        :param execution: "eager", "compiled" or "cuda_graph"
+        :param execution: one of ``EXECUTIONS`` but "auto"
         """
         self.resolved = execution
-        if execution == "compiled":
-            self._gradients = CompiledGradients(self.objective)
+        if execution in ("compiled", "mixed"):
+            self._gradients = CompiledGradients(self.objective, execution == "mixed")
         elif execution == "cuda_graph":
             self._gradients = CudaGraphGradients(self.objective)
         else:

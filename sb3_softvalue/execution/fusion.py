@@ -23,64 +23,64 @@ class CheapProducts(CustomGraphPass):
         """
         :param graph: forward and backward pass in ATen operators, rewritten in place
         """
-        for node in _calls(graph, aten.addmm.default):
+        for node in calls(graph, aten.addmm.default):
             if not node.kwargs:
-                bias, left, right = _arguments(node)
-                product = _insert(graph, node, aten.mm.default, left, right)
-                _replace(graph, node, _insert(graph, node, aten.add.Tensor, product, bias))
-        for node in _calls(graph, aten.slice.Tensor):
+                bias, left, right = arguments(node)
+                product = insert(graph, node, aten.mm.default, left, right)
+                replace(graph, node, insert(graph, node, aten.add.Tensor, product, bias))
+        for node in calls(graph, aten.slice.Tensor):
             self._of_columns(graph, node)
-        for node in _calls(graph, aten.mm.default):
+        for node in calls(graph, aten.mm.default):
             self._of_vectors(graph, node)
 
     def _of_columns(self, graph: Graph, node: Node) -> None:
         """Where nothing but these columns is used of a product or a sum of products, take them of its right side."""
-        whole, dim, *rest = _arguments(node)
+        whole, dim, *rest = arguments(node)
         if dim != 1 or len(whole.users) > 1:
             return
         if whole.target is aten.add.Tensor and all(part.meta["val"].shape == whole.meta["val"].shape for part in whole.args):
-            parts = [_insert(graph, node, aten.slice.Tensor, part, dim, *rest) for part in whole.args]
-            _replace(graph, node, _insert(graph, node, aten.add.Tensor, *parts))
+            parts = [insert(graph, node, aten.slice.Tensor, part, dim, *rest) for part in whole.args]
+            replace(graph, node, insert(graph, node, aten.add.Tensor, *parts))
             graph.erase_node(whole)
             for part in parts:
                 self._of_columns(graph, part)
         elif whole.target is aten.mm.default:
-            left, right = _arguments(whole)
-            columns = _insert(graph, node, aten.slice.Tensor, right, dim, *rest)
+            left, right = arguments(whole)
+            columns = insert(graph, node, aten.slice.Tensor, right, dim, *rest)
             columns.meta["val"] = aten.slice.Tensor(right.meta["val"], dim, *rest)
-            _replace(graph, node, _insert(graph, node, aten.mm.default, left, columns))
+            replace(graph, node, insert(graph, node, aten.mm.default, left, columns))
             graph.erase_node(whole)
 
     def _of_vectors(self, graph: Graph, node: Node) -> None:
         """Rewrite a product of which one side is a vector."""
-        left, right = _arguments(node)
+        left, right = arguments(node)
         (n_rows, n_inner), n_columns = left.meta["val"].shape, right.meta["val"].shape[1]
         if n_inner == 1:
-            _replace(graph, node, _insert(graph, node, aten.mul.Tensor, left, right))
+            replace(graph, node, insert(graph, node, aten.mul.Tensor, left, right))
         elif n_rows == 1 or n_columns == 1:
             vector, matrix, dim = (left, right, 0) if n_rows == 1 else (right, left, 1)
-            turned = _insert(graph, node, aten.permute.default, vector, [1, 0])
+            turned = insert(graph, node, aten.permute.default, vector, [1, 0])
             turned.meta["val"] = vector.meta["val"].t()
-            scaled = _insert(graph, node, aten.mul.Tensor, matrix, turned)
+            scaled = insert(graph, node, aten.mul.Tensor, matrix, turned)
             scaled.meta["val"] = matrix.meta["val"] * turned.meta["val"]
-            _replace(graph, node, _insert(graph, node, aten.sum.dim_IntList, scaled, [dim], True))
+            replace(graph, node, insert(graph, node, aten.sum.dim_IntList, scaled, [dim], True))
 
     def uuid(self) -> bytes:
         """:return: identity of this pass in Inductor's cache on disk"""
         return get_hash_for_files((__file__,))
 
 
-def _calls(graph: Graph, target: th._ops.OpOverload) -> list[Node]:
+def calls(graph: Graph, target: th._ops.OpOverload) -> list[Node]:
     """:return: all calls of an operator"""
     return [node for node in graph.nodes if node.op == "call_function" and node.target is target]
 
 
-def _arguments(node: Node) -> tuple[Any, ...]:
+def arguments(node: Node) -> tuple[Any, ...]:
     """:return: a call's positional arguments"""
     return node.args
 
 
-def _insert(graph: Graph, before: Node, target: th._ops.OpOverload, *args: Any) -> Node:
+def insert(graph: Graph, before: Node, target: th._ops.OpOverload, *args: Any) -> Node:
     """
     :return: a call of ``target`` right before the node whose shape and type it has
     """
@@ -90,7 +90,7 @@ def _insert(graph: Graph, before: Node, target: th._ops.OpOverload, *args: Any) 
     return node
 
 
-def _replace(graph: Graph, node: Node, by: Node) -> None:
+def replace(graph: Graph, node: Node, by: Node) -> None:
     """Let all users of ``node`` use ``by`` and remove it."""
     node.replace_all_uses_with(by)
     graph.erase_node(node)

@@ -1,5 +1,6 @@
-"""Which library multiplies float32 matrices on a CPU: the one that uses all of the processor's vectors."""
+"""How a CPU multiplies matrices: by the library that uses all of its vectors, and whether it can in bfloat16."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -40,10 +41,9 @@ def onednn_is_faster() -> bool:
 
     :return: whether oneDNN is to be preferred on this machine, and computes in float32 there
     """
-    if _SETTING is None or not hasattr(th.cpu, "get_capabilities"):
-        return False
-    processor = th.cpu.get_capabilities()
-    if "AMD" not in processor.get("cpu_name", "") or not processor.get("avx512_f") or processor.get("amx_tile"):
+    processor = _processor()
+    is_known = _SETTING is not None and "AMD" in processor.get("cpu_name", "")
+    if not is_known or not processor.get("avx512_f") or processor.get("amx_tile"):
         return False
     # Numbers that float32 holds and bfloat16 does not, in a product that is large enough for oneDNN
     number = 1.0 + 2.0**-12
@@ -53,3 +53,14 @@ def onednn_is_faster() -> bool:
     finally:
         _SETTING.fp32_precision = before
     return bool((product.double() / (64.0 * number**2) - 1.0).abs().max() < 1e-6)
+
+
+def multiplies_bfloat16() -> bool:
+    """:return: whether the processor has an instruction for products of bfloat16, which PyTorch emulates elsewhere"""
+    processor = _processor()
+    return bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
+
+
+def _processor() -> Mapping[str, Any]:
+    """:return: what PyTorch knows about the processor, nothing before its 2.9"""
+    return th.cpu.get_capabilities() if hasattr(th.cpu, "get_capabilities") else {}

@@ -1,0 +1,121 @@
+"""How an update's matrices are multiplied: by which library, in which form, and in mixed precision."""
+
+import numpy as np
+import pytest
+import torch as th
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from sb3_softvalue.execution import choice, products
+from sb3_softvalue.execution.fusion import CheapProducts
+from sb3_softvalue.execution.mixed import MixedProducts
+from tests.helpers import box_env, filled, save_and_load, train
+
+native = pytest.mark.skipif(not products.multiplies_bfloat16(), reason="this processor has no instruction for bfloat16")
+
+
+def test_cheap_products():
+    """The compiler pass on a graph: the same numbers; no bias copied, no product with a vector, no unused column."""
+
+    def function(bias: th.Tensor, left: th.Tensor, right: th.Tensor, column: th.Tensor) -> tuple[th.Tensor, ...]:
+        some = th.addmm(th.mm(left, right.flip(0)), left, right)[:, 1:3]  # as the gradients of two critics to the actions
+        return (
+            th.addmm(bias, left, right).relu() + th.mm(column, right[:1]) + th.mm(left, right[:, :1]) + th.mm(left[:1], right),
+            some,
+            th.mm(left, right)[1:],
+        )
+
+    tensors = (th.randn(5), th.randn(4, 3), th.randn(3, 5), th.randn(4, 1))
+    module = make_fx(function, tracing_mode="fake")(*tensors)
+    assert {"addmm", "mm"} <= {str(node.target).split(".")[1] for node in module.graph.nodes if node.op == "call_function"}
+    CheapProducts()(module.graph)
+    module.graph.lint()
+    module.recompile()
+    products = [node for node in module.graph.nodes if "mm" in str(node.target)]
+    assert sorted(node.args[1].meta["val"].shape[1] for node in products) == [2, 2, 5, 5]
+    assert [str(node.target) for node in products] == ["aten.mm.default"] * 4
+    for ours, expected in zip(module(*tensors), function(*tensors), strict=True):
+        th.testing.assert_close(ours, expected)
+    assert CheapProducts().uuid() == CheapProducts().uuid()
+
+
+@pytest.mark.skipif(not hasattr(th.backends.mkldnn, "matmul"), reason="PyTorch before 2.9 has no such setting")
+@pytest.mark.parametrize("faster", [True, False])
+def test_products_stay_float32(faster, monkeypatch):
+    """Whichever library multiplies, the numbers are those of float32, and PyTorch's setting is as before afterwards."""
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
+    fast, setting = products.FastProducts(), th.backends.mkldnn.matmul
+    with fast:
+        assert setting.fp32_precision == ("bf16" if faster else "none")
+    assert setting.fp32_precision == "none"
+    with pytest.raises(ZeroDivisionError), fast:
+        _ = 1 / 0
+    assert setting.fp32_precision == "none"
+    setting.fp32_precision = "tf32"
+    try:
+        with fast:
+            assert setting.fp32_precision == "tf32", "a precision that the user has set stays"
+    finally:
+        setting.fp32_precision = "none"
+
+
+def test_products_of_this_machine_are_float32():
+    left, right = th.randn(2, 256, 256, generator=th.Generator().manual_seed(0))
+    with products.FastProducts():
+        error = ((left @ right).double() - left.double() @ right.double()).abs().max()
+    assert error < 1e-4, "bfloat16 would be off by 0.1"
+
+
+def test_mixed_products():
+    """The compiler pass on a graph: large products in bfloat16, each matrix converted once, small ones and sums in float32."""
+
+    def function(left: th.Tensor, right: th.Tensor, head: th.Tensor) -> tuple[th.Tensor, ...]:
+        hidden = th.mm(left, right.permute(1, 0)).relu()  # as Inductor writes it
+        return th.mm(hidden, head), th.mm(hidden.permute(1, 0), left), th.mm(hidden, right)
+
+    tensors = tuple(th.randn(shape, generator=th.Generator().manual_seed(0)) for shape in ((96, 64), (80, 64), (80, 6)))
+    module = make_fx(function, tracing_mode="fake")(*tensors)
+    MixedProducts()(module.graph)
+    module.graph.lint()
+    module.recompile()
+    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+    assert [node.meta["val"].dtype for node in nodes if "mm" in str(node.target)].count(th.bfloat16) == 3
+    to_bfloat16 = [node for node in nodes if "convert" in str(node.target) and node.args[1] is th.bfloat16]
+    assert len(to_bfloat16) == 3, "left, right and hidden"
+    left, right, head = (tensor.double() for tensor in tensors)
+    hidden = (left @ right.t()).relu()
+    for ours, exact in zip(module(*tensors), (hidden @ head, hidden.t() @ left, hidden @ right), strict=True):
+        assert ours.dtype == th.float32
+        assert 1e-4 < (ours - exact).norm() / exact.norm() < 1e-2, "as near as bfloat16 with its 8 bits"
+
+
+@native
+@pytest.mark.parametrize("net_arch", [[64, 80], dict(pi=[64], qf=[96, 64], vf=[80, 64])], ids=str)
+def test_mixed_update_is_near_the_float32_one(net_arch, tmp_path):
+    """One step of gradient descent from the same weights, batch and noise; the file keeps the choice."""
+    options = dict(net_arch=net_arch, optimizer_class=th.optim.SGD)
+    models = [filled(box_env(), execution=how, batch_size=64, policy_kwargs=options, seed=0) for how in ("eager", "mixed")]
+    before = [parameter.clone() for parameter in models[0].policy.parameters()]
+    for model in models:
+        th.manual_seed(0)
+        np.random.seed(0)
+        train(model, 1)
+        assert model._executor.resolved == model.execution
+    steps = [[p - old for p, old in zip(m.policy.parameters(), before, strict=True)] for m in models]
+    exact, mixed = (th.cat([step.flatten() for step in model_steps]).double() for model_steps in steps)
+    assert 1e-5 < (exact - mixed).norm() / exact.norm() < 2e-2
+    assert save_and_load(models[1], tmp_path / "model").execution == "mixed"
+
+
+@pytest.mark.parametrize(
+    "instruction, options, reason",
+    [
+        (False, {}, "this processor has no instruction for products of bfloat16"),
+        (True, dict(use_sde=True), "gSDE draws its noise inside the network"),
+    ],
+)
+def test_mixed_precision_is_refused(instruction, options, reason, monkeypatch):
+    monkeypatch.setattr(choice, "multiplies_bfloat16", lambda: instruction)
+    model = filled(box_env(), execution="mixed", **options)
+    with pytest.raises(ValueError, match=f"execution='mixed' is not possible: {reason}.*use execution='auto' or 'eager'"):
+        train(model, 1)
+    assert model._n_updates == 0
