@@ -73,9 +73,8 @@ class SACV(Readings, Saving, Guarded):
         None does not clip
     :param action_prior: "uniform", or "normal" to maximise the negative divergence from N(0, I) over the squashed action
         instead of the entropy, as the authors' code can
-    :param execution: how the update runs: "eager", "compiled", "cuda_graph", or "auto", which takes the fastest of them that is
-        possible and pays for itself in the updates to come; "mixed" is "compiled" with large products in bfloat16. The results
-        agree up to rounding, that of bfloat16 where it is "mixed".
+    :param execution: how the update runs: "eager", "compiled", "cuda_graph", or "auto", which takes the fastest that is
+        possible and pays for itself in the updates to come. The results agree up to rounding. "mixed": large products in bfloat16.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -244,6 +243,7 @@ class SACV(Readings, Saving, Guarded):
         self._check_parameters()
 
         metrics, closed = [], None
+        assert self.replay_buffer is not None
         sampling = (self.replay_buffer, gradient_steps, batch_size, self.gamma, self.device, self._vec_normalize_env)
         for batch in sample_batches(*sampling):
             if self._n_updates == 0:
