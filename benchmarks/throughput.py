@@ -4,7 +4,8 @@
 
 Each contender runs in a process of its own and they take turns in short pieces of work, so that whatever else the machine
 does hits all of them. Quoted are medians over the turns: of the ratio to SB3's SAC in the same turn, and of the share of the
-floor, which is the speed that the matrix products of an update have by themselves on the same processor. The share carries
+floor, which is the speed that the float32 matrix products of an update have by themselves on the same processor, in the faster
+of the two libraries that PyTorch has. The share carries
 over to other processors, the ratio does not, and absolute times belong to one machine and one hour. Results go to
 benchmarks/results/ as CSV and PNG, those of several processors beside each other.
 """
@@ -22,9 +23,14 @@ from typing import Any
 from throughput_results import draw, keep, processor
 from tqdm import tqdm
 
+from sb3_softvalue.execution.products import multiplies_bfloat16
+
 HERE = pathlib.Path(__file__).parent
-UPDATE_CONTENDERS = ("sac", "tqc", "sacv-eager", "sacv-compiled")
-LEARN_CONTENDERS = ("sac", "sacv-eager", "sacv-auto")
+MIXED = ("sacv-mixed",) if multiplies_bfloat16() else ()
+UPDATE_CONTENDERS = ("sac", "tqc", "sacv-eager", "sacv-compiled", *MIXED)
+LEARN_CONTENDERS = ("sac", "sacv-eager", "sacv-auto", *MIXED)
+# Those of which the first update prepares something
+PREPARED = ("sacv-compiled", "sacv-mixed", "sacv-cuda_graph")
 # Of SB3's SAC in one turn, the others do as many updates: so long that the first updates of a turn, which find the caches
 # full of another process's data, do not count for much
 SECONDS_PER_TURN = 0.8
@@ -148,8 +154,8 @@ def measure_updates(args: argparse.Namespace, batch_size: int, width: int) -> li
                     n_products * product / seconds[i] for product, seconds in zip(floors, turns, strict=True)
                 ),
                 "memory to SAC": memory[i] / memory[0],
-                "preparation, s": preparation if name in ("sacv-compiled", "sacv-cuda_graph") else None,
-                "break-even, updates": preparation / gain if name in ("sacv-compiled", "sacv-cuda_graph") else None,
+                "preparation, s": preparation if name in PREPARED else None,
+                "break-even, updates": preparation / gain if name in PREPARED else None,
                 "per second": 1 / statistics.median(times),
             }
         )

@@ -7,7 +7,7 @@ import platform
 from typing import Any
 
 INSTRUCTIONS = {"avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX"}
-COLOURS = ("#999999", "#cc79a7", "#56b4e9", "#0072b2", "#009e73", "#e69f00")
+COLOURS = ("#999999", "#cc79a7", "#56b4e9", "#0072b2", "#d55e00", "#009e73", "#e69f00")
 
 
 def processor(device: str) -> str:
@@ -75,7 +75,7 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path, title: str) -> None:
         draw_bars(axes_row[0], own, "share of GEMM floor", colours)
         axes_row[0].set_ylabel("share of the products' own speed")
         axes_row[0].set_title(name, fontsize=9, loc="left")
-        axes_row[0].set_ylim(0.0, 1.0)
+        axes_row[0].axhline(1.0, color="black", linewidth=0.8)
         draw_bars(axes_row[1], own, "ratio to SAC", colours)
         axes_row[1].axhline(1.0, color="black", linewidth=0.8)
         axes_row[1].set_ylabel("speed / speed of SB3's SAC")

@@ -139,7 +139,9 @@ def learn(args: argparse.Namespace) -> None:
 
 
 def products(args: argparse.Namespace) -> None:
-    """Square matrix products, the unit of the floor; each command says how many."""
+    """Square float32 products by the faster of PyTorch's libraries, the unit of the floor; each command says how many."""
+    from sb3_softvalue.execution.products import FastProducts
+
     left = th.randn(args.batch_size, args.width, device=args.device)
     right = th.randn(args.width, args.width, device=args.device)
     say(first_call=0.0)
@@ -150,8 +152,9 @@ def products(args: argparse.Namespace) -> None:
             say(**{name: int(np.prod(space.shape)) for name, space in zip(("obs_dim", "action_dim"), spaces, strict=True)})
             continue
         start = time.perf_counter()
-        for _ in range(int(command)):
-            left @ right
+        with FastProducts():
+            for _ in range(int(command)):
+                left @ right
         synchronize(args.device)
         say(seconds=time.perf_counter() - start, times=int(command))
 

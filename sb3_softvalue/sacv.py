@@ -74,7 +74,7 @@ class SACV(Readings, Saving, Guarded):
     :param action_prior: "uniform", or "normal" to maximise the negative divergence from N(0, I) over the squashed action
         instead of the entropy, as the authors' code can
     :param execution: how the update runs: "eager", "compiled", "cuda_graph", or "auto", which takes the fastest that is
-        possible and pays for itself in the updates to come. The results agree up to rounding. "mixed": large products in bfloat16.
+        possible and pays for itself in the updates to come. The results agree up to rounding. "mixed" multiplies in bfloat16.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
