@@ -13,6 +13,18 @@ from sb3_softvalue.update import Batch, JointObjective, Temperature, objective_g
 
 # A module whose attributes change at every step would be compiled at every step
 _MAX_GRAPHS = 8
+# Of Inductor; a version of PyTorch that does not know one does without
+_CPU_OPTIONS = {
+    # Kernels called from C++: about a hundred calls from Python take as long as two layers of the network
+    "cpp_wrapper": True,
+    # What calls the kernels needs no optimizing, and for two short files PyTorch's headers need no compiling of their own,
+    # which takes longer than both
+    "cpp_wrapper_build_separate": True,
+    "cpp_cache_precompile_headers": False,
+    # A compiler that knows C++20, which PyTorch's headers need, knows the processor's vectors too: no need to spend
+    # ten seconds on compiling a probe for each kind
+    "cpp.vec_isa_ok": True,
+}
 
 
 class CompiledGradients:
@@ -108,13 +120,8 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched, 
             raise RuntimeError(f"{node.target} draws random numbers inside the network")
     options: dict[str, Any] = {}
     if arguments.reward_scale.device.type == "cpu":
-        options = {
-            "post_grad_custom_post_pass": MixedProducts() if mixed else CheapProducts(),
-            # Kernels called from C++: about a hundred calls from Python take as long as two layers of the network
-            "cpp_wrapper": True,
-            # A compiler that knows C++20, which PyTorch's headers need, knows the processor's vectors too: no need to spend
-            # ten seconds on compiling a probe for each kind
-            "cpp.vec_isa_ok": True,
-        }
+        known = torch._inductor.config.get_config_copy()
+        options = {name: value for name, value in _CPU_OPTIONS.items() if name in known}
+        options["post_grad_custom_post_pass"] = MixedProducts() if mixed else CheapProducts()
     # Not th.compile: its frontend would trace the graph again, and look at every input again at each call
     return torch._inductor.compile(graph, inputs, options=options)
