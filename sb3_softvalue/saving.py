@@ -114,6 +114,14 @@ class Saving(SAC):
         """
         return transfer.to_sac(self, policy)
 
+    def learn(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and let the callbacks clean up after it even where an exception ends it."""
+        try:
+            return super().learn(*args, **kwargs)
+        finally:
+            for end in reversed(vars(self).pop("_when_learn_ends", [])):
+                end()
+
     def save_checkpoint(self, folder: str | pathlib.Path) -> None:
         """
         Write the whole training to a folder, to go on from with ``load_checkpoint``: see ``checkpoint.save_checkpoint``, and
@@ -148,6 +156,7 @@ class Saving(SAC):
             "_hints",
             "_statistics",
             "_rollout_begun",
+            "_when_learn_ends",
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -51,6 +51,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "fixed temperature": dict(ent_coef=0.1),
     "schedules": dict(learning_rate=lambda progress: 1e-3 * progress, reward_scale=lambda progress: 1.0 + progress),
     "noise": dict(action_noise=OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.1 * np.ones(1))),
+    "noise of two environments": dict(
+        env=[short_pendulum] * 2, action_noise=OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.1 * np.ones(1))
+    ),
     "gSDE": dict(use_sde=True, sde_sample_freq=4),
     "memory-optimized": dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False)),
     "small buffer": dict(buffer_size=60),

@@ -8,13 +8,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_softvalue import SACV
 from sb3_softvalue.execution.optimizers import OptimizerStep
 from sb3_softvalue.guard import NonFiniteError
-from tests.helpers import assert_same, box_env, filled, small, train
+from tests.helpers import PointGoalEnv, assert_same, box_env, filled, small, train
 
 LEARNING_STARTS = 20
 
@@ -212,3 +213,53 @@ class TestHints:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             pendulum().learn(60)
+
+
+def nan_at(env: gym.Env, step: int) -> DummyVecEnv:
+    """The environment with one reward that is NaN, at a step counted from 1."""
+    count = iter(range(1, 10_000))
+    return DummyVecEnv([lambda: gym.wrappers.TransformReward(env, lambda r: np.nan if next(count) == step else r)])
+
+
+@pytest.mark.parametrize("name", ["n-step", "memory-optimized", "HER"])
+def test_what_comes_after_is_another_episode(name):
+    """Neither n-step returns nor goals of HER nor next observations reach from the abandoned episode into the next."""
+    options: dict[str, Any] = {
+        "n-step": dict(n_steps=3),
+        "memory-optimized": dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False)),
+        "HER": dict(replay_buffer_class=HerReplayBuffer),
+    }[name]
+    goals = name == "HER"
+    env = nan_at(PointGoalEnv() if goals else gym.make("Pendulum-v1"), 55)
+    if goals:
+        kwargs: Any = dict(learning_starts=LEARNING_STARTS, batch_size=16, policy_kwargs=dict(net_arch=[16]), buffer_size=500)
+        model = SACV("MultiInputPolicy", env, **kwargs, **options)
+    else:
+        model = pendulum(env, **options)
+    with pytest.raises(NonFiniteError):
+        model.learn(100)
+    model.learn(20, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    if goals:
+        # Episodes of ten steps, the sixth of which was given up after four
+        assert (buffer.ep_start[50:54] == 50).all() and (buffer.ep_length[50:54] == 4).all()
+        assert (buffer.ep_start[54:64] == 54).all() and (buffer.ep_length[54:64] == 10).all()
+    else:
+        assert np.flatnonzero(buffer.dones + buffer.timeouts).tolist() == [53]
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("learning_rate", [1e3, 1e10, 1e30])
+def test_a_policy_that_is_not_finite_with_parameters_that_are(learning_rate, use_sde):
+    model = pendulum(learning_rate=learning_rate, use_sde=use_sde)
+    with pytest.raises(NonFiniteError, match=r"What usually helps: .*lower learning_rate"):
+        model.learn(100)
+    assert np.isfinite(model.predict(np.zeros((2, 3), dtype=np.float32))[0]).all()
+
+
+@pytest.mark.parametrize("step", [0, 1, 5])
+def test_named_in_a_loaded_model_whose_buffer_is_empty(step, tmp_path):
+    pendulum().learn(40).save(tmp_path / "model")
+    model = SACV.load(tmp_path / "model", env=Faulty(reset=True) if step == 0 else nan_at(gym.make("Pendulum-v1"), step))
+    with pytest.raises(NonFiniteError, match=f"at step {step}"):
+        model.learn(100)

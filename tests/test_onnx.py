@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_softvalue.transfer import export_onnx
-from tests.helpers import RandomEnv, box_env, dict_space, filled, rng_state, train
+from tests.helpers import SMALL, RandomEnv, box_env, dict_space, filled, rng_state, train
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -112,3 +113,24 @@ def test_missing_package(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'sb3_softvalue\[onnx\]'"):
         export_onnx(filled(box_env()), tmp_path / "model.onnx")
+
+
+def test_the_folder_is_made(tmp_path):
+    path = tmp_path / "new" / "deep" / "model.onnx"
+    export_onnx(filled(box_env()), path)
+    assert path.is_file()
+
+
+def test_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    named = RandomEnv(spaces.Dict(action=spaces.Box(-1.0, 1.0, (2,)), value=spaces.Discrete(3)))
+    model = filled(named, policy="MultiInputPolicy")
+    with pytest.raises(ValueError, match=r"have the names of the observations \['action', 'value'\]: rename"):
+        export_onnx(model, path)
+    with pytest.raises(ValueError, match=r"names of the observations \['action'\]"):
+        export_onnx(model, path, include_value=False)
+    with pytest.raises(ValueError, match=r"SAC has no V: export with include_value=False, or what SACV\.from_sac"):
+        export_onnx(SAC("MlpPolicy", box_env(), **SMALL), path)
+    with pytest.raises(ValueError, match="vec_normalize must be a VecNormalize, got str"):
+        export_onnx(filled(box_env()), path, vec_normalize="vecnormalize.pkl")
+    assert not path.exists()

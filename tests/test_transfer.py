@@ -170,6 +170,18 @@ def test_refusals(tmp_path):
         SAC.load(tmp_path / "sacv")
 
 
+def test_neither_a_sac_nor_a_file():
+    for other in (PPO("MlpPolicy", "Pendulum-v1", device="cpu"), None, 5):
+        with pytest.raises(ValueError, match=f"or the file that SAC.save wrote, got {type(other).__name__}"):
+            SACV.from_sac(other, "Pendulum-v1")
+
+
+def test_no_policy_kwargs():
+    sac = SAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8]), device="cpu")
+    model = SACV.from_sac(sac, fit_value_steps=0, collect_steps=0, policy_kwargs=None)
+    assert model.policy.net_arch == [8]
+
+
 def test_what_sac_does_not_have_is_said():
     with pytest.warns(UserWarning, match=r"has no reward_scale=2.0, action_prior='normal'"):
         small(SACV, box_env(), reward_scale=2.0, action_prior="normal").to_sac()

@@ -6,11 +6,12 @@ import threading
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_softvalue.checkpoint import random_state, state
-from sb3_softvalue.checkpoint.save_load import KEEP, save_checkpoint
+from sb3_softvalue.checkpoint.folder import CheckpointError, lock, writing
+from sb3_softvalue.checkpoint.save_load import KEEP, check_storable, save_checkpoint
 from sb3_softvalue.checks import check_whole_number
 
 
@@ -42,9 +43,11 @@ class ResumableCheckpoint(BaseCallback):
         super().__init__(verbose)
         check_whole_number("save_freq", save_freq, minimum=1)
         check_whole_number("keep", keep, minimum=1)
-        self.folder = pathlib.Path(folder)
+        # Of where it was given, whatever an environment changes the working directory to
+        self.folder = pathlib.Path(folder).absolute()
         self.save_freq, self.keep, self.at_episode_end = save_freq, keep, at_episode_end
-        self._interrupted = False
+        # A signal came; the training was stopped because of it
+        self._interrupted = self._stopped = False
         self._handlers: dict[int, Any] = {}
         self._saved_at = 0
         self._done = np.zeros(0, dtype=bool)
@@ -52,14 +55,31 @@ class ResumableCheckpoint(BaseCallback):
         self._states: Any = None
         self._states_before: Any = None
 
+    def _init_callback(self) -> None:
+        if isinstance(self.parent, EventCallback):
+            # It would be told of its steps alone and never write anything
+            raise ValueError(
+                f"ResumableCheckpoint cannot be called by {type(self.parent).__name__}: give learn() a list of both."
+            )
+
     def _on_training_start(self) -> None:
+        # What would end the training at its first checkpoint ends it before its first step
+        if not hasattr(self.model, "save_checkpoint"):
+            raise CheckpointError(
+                f"ResumableCheckpoint is for SACV, got {type(self.model).__name__}: make a SACV of it first."
+            )
+        check_storable(self.model)
+        with writing(self.folder):
+            lock(self.folder)
         self._saved_at = self.num_timesteps
-        self._interrupted = False
+        self._interrupted = self._stopped = False
         self._done = np.zeros(self.training_env.num_envs, dtype=bool)
         self._states = random_state.env_states(self.training_env)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._interrupt)
+            # SB3 says nothing to its callbacks when an exception ends the training
+            vars(self.model).setdefault("_when_learn_ends", []).append(self._restore_handlers)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         """Called by the system: stop at the next consistent moment."""
@@ -85,11 +105,12 @@ class ResumableCheckpoint(BaseCallback):
         self._done = np.array(self.locals["dones"], dtype=bool)
         self._states_before, self._states = self._states, random_state.env_states(self.training_env)
         # The checkpoint is there: the step that was made since is not in it
-        return not (self._interrupted and self._saved_at + self.training_env.num_envs >= self.num_timesteps)
+        self._stopped = self._interrupted and self._saved_at + self.training_env.num_envs >= self.num_timesteps
+        return not self._stopped
 
     def _on_training_end(self) -> None:
-        self._restore_handlers()
-        if not self._interrupted and self.num_timesteps > self._saved_at:
+        # Also where the interrupt came in the last rollout
+        if not self._stopped and self.num_timesteps > self._saved_at:
             self._save()
 
     def _save(self) -> None:

@@ -42,7 +42,13 @@ def has_checkpoint(folder: str | pathlib.Path) -> bool:
     :param folder: of a run
     :return: whether ``load_checkpoint`` finds something there
     """
-    return bool(checkpoints(pathlib.Path(folder)))
+    folder = pathlib.Path(folder)
+    return bool(checkpoints(folder)) or (is_checkpoint(folder) and folder.is_dir())
+
+
+def is_checkpoint(folder: pathlib.Path) -> bool:
+    """:return: whether the folder is one checkpoint and not that of a run, which may have any name"""
+    return _NAME.fullmatch(folder.name) is not None and not checkpoints(folder)
 
 
 @contextlib.contextmanager
@@ -167,7 +173,7 @@ def read_checkpoint(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, byt
     :return: its manifest, and its files by name
     :raises CheckpointError: if there is none, or it is damaged
     """
-    found = [folder] if _NAME.fullmatch(folder.name) else checkpoints(folder)
+    found = [folder] if is_checkpoint(folder) else checkpoints(folder)
     if not found or not found[-1].is_dir():
         raise CheckpointError(f"There is no checkpoint in {folder}: save one with model.save_checkpoint(folder).")
     path = found[-1]

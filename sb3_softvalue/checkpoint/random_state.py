@@ -17,6 +17,8 @@ def plain(value: Any) -> Any:
     """:return: the value with NumPy's arrays and numbers as lists and Python's"""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
@@ -82,6 +84,17 @@ def set_global_states(states: dict[str, Any]) -> None:
     th.set_rng_state(th.tensor(states["torch"], dtype=th.uint8))
     if th.cuda.is_available() and len(states["cuda"]) == th.cuda.device_count():
         th.cuda.set_rng_state_all([th.tensor(state, dtype=th.uint8) for state in states["cuda"]])
+
+
+def noise_of_each(noise: ActionNoise | None, n_envs: int) -> ActionNoise | None:
+    """
+    :param noise: as it was given to the model, or as ``learn()`` has made it
+    :param n_envs: number of environments
+    :return: as ``learn()`` makes it: one for each environment where there are several
+    """
+    if noise is None or n_envs == 1 or isinstance(noise, VectorizedActionNoise):
+        return noise
+    return VectorizedActionNoise(noise, n_envs)
 
 
 def noise_state(noise: ActionNoise | None) -> Any:

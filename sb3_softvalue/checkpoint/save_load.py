@@ -10,7 +10,9 @@ import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_softvalue.checkpoint import random_state, replay, state
-from sb3_softvalue.checkpoint.folder import CheckpointError, commit, lock, read_checkpoint, writing
+from sb3_softvalue.checkpoint.folder import CheckpointError, commit, is_checkpoint, lock, read_checkpoint, writing
+from sb3_softvalue.checks import check_whole_number
+from sb3_softvalue.guard.episodes import cut_open_episodes
 
 KEEP = 2
 
@@ -34,18 +36,36 @@ def save_checkpoint(
     :raises CheckpointError: if something cannot be stored without pickle, before anything is written, or cannot be written
     """
     folder = pathlib.Path(folder)
-    if model.replay_buffer is None or model.env is None:
-        raise CheckpointError("The model has no replay buffer or no environment: a checkpoint is of a training, use save().")
+    check_whole_number("keep", keep, minimum=1)
+    check_storable(model)
+    assert model.replay_buffer is not None and model.env is not None
     env_states = random_state.env_states(model.env)
     content = state.scalars(model) | {"environments": env_states, "before episodes": before_episodes}
-    replay.arrays_of(model.replay_buffer)
+    try:
+        text = json.dumps(content)
+    except TypeError as error:
+        raise CheckpointError(
+            f"The training holds what cannot be stored without pickle ({error}): look at what the environment puts into the "
+            "info of an episode (info_keywords of Monitor)."
+        ) from error
     tensors = io.BytesIO()
     th.save(state.tensors(model), tensors)
-    files = {"state.json": json.dumps(content).encode(), "tensors.pt": tensors.getvalue()}
+    files = {"state.json": text.encode(), "tensors.pt": tensors.getvalue()}
     with writing(folder):
         lock(folder)
         blocks = replay.write_blocks(model.replay_buffer, folder)
         commit(folder, files, blocks, state.facts(model), keep)
+
+
+def check_storable(model: OffPolicyAlgorithm) -> None:
+    """
+    :param model: SACV
+    :raises CheckpointError: if it has nothing to go on with, or what cannot be stored without pickle
+    """
+    if model.replay_buffer is None or model.env is None:
+        raise CheckpointError("The model has no replay buffer or no environment: a checkpoint is of a training, use save().")
+    replay.arrays_of(model.replay_buffer)
+    random_state.noise_state(random_state.noise_of_each(model.action_noise, model.n_envs))
 
 
 def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> bool:
@@ -64,7 +84,7 @@ def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> bo
         raise CheckpointError("The model has no replay buffer or no environment: construct it with the env to go on with.")
     manifest, files = read_checkpoint(folder)
     state.check_facts(manifest["facts"], state.facts(model))
-    run = folder.parent if folder.name.startswith("checkpoint-") else folder
+    run = folder.parent if is_checkpoint(folder) else folder
     try:
         content = json.loads(files["state.json"])
         tensors = th.load(io.BytesIO(files["tensors.pt"]), map_location="cpu", weights_only=True)
@@ -85,8 +105,8 @@ def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> bo
     exactly = _begin_episodes(model, content, state.to_arrays(tensors["last"]["_last_obs"]))
     if exactly:
         model._last_original_obs = state.to_arrays(tensors["last"]["_last_original_obs"])
-    elif position["pos"] or position["full"]:
-        state.cut_open_episodes(model.replay_buffer)
+    else:
+        cut_open_episodes(model.replay_buffer)
     random_state.set_global_states(content["random"])
     # With gSDE a rollout begins with a draw, which this one has made already: the callback puts back what came of it
     vars(model)["_rollout_begun"] = (content["random"], tensors["sde"]) if tensors["sde"] else None
@@ -108,7 +128,9 @@ def _rehearse(model: OffPolicyAlgorithm, content: dict[str, Any], tensors: dict[
         _same_structure(name, parameters, tensors["parameters"][name])
     _same_structure("variables", state.variables(model), tensors["variables"])
     for name in state.COUNTERS:
-        if not isinstance(content["counters"][name], int) or content["counters"][name] < 0:
+        # learn(1e6) is common, and the total that it leaves is no int
+        types = (int, float) if name == "_total_timesteps" else int
+        if not isinstance(content["counters"][name], types) or not content["counters"][name] >= 0:
             raise ValueError(f"{name} is {content['counters'][name]!r}")
     if set(content["counters"]) != {*state.COUNTERS, *state.OTHERS}:
         raise ValueError("it has other counters")
@@ -121,11 +143,33 @@ def _rehearse(model: OffPolicyAlgorithm, content: dict[str, Any], tensors: dict[
     for generator in generators:
         if generator is not None:
             random_state.generator_from(generator)
+    env = model.get_vec_normalize_env()
+    if env is not None:
+        _same_moments(content["VecNormalize"], state.vec_normalize_state(env))
+    noises = [content["noise"], random_state.noise_state(random_state.noise_of_each(model.action_noise, model.n_envs))]
+    if np.shape(noises[0]) != np.shape(noises[1]):
+        raise ValueError("its action noise has a state of another shape")
     if not 0 <= content["buffer"]["pos"] < model.replay_buffer.buffer_size:  # type: ignore[union-attr]
         raise ValueError(f"the buffer's position is {content['buffer']['pos']!r}")
     assert isinstance(content["episodes"], list) and isinstance(content["successes"], list)
     observations = state.to_arrays(tensors["last"]["_last_obs"])
     assert observations is None or len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+
+
+def _same_moments(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    """:raises CheckpointError: if VecNormalize has statistics of other quantities; ValueError if they are of other shapes"""
+    shapes = [
+        {name: [np.shape(moment) for moment in moments] for name, moments in statistics["moments"].items()}
+        for statistics in (saved, own)
+    ]
+    if list(shapes[0]) != list(shapes[1]):
+        of = [", ".join(name.strip() for name in each) for each in shapes]
+        raise CheckpointError(
+            f"The checkpoint's VecNormalize has statistics of {of[0]}, the model's of {of[1]}: construct the model as the one "
+            "that was saved."
+        )
+    if shapes[0] != shapes[1]:
+        raise ValueError("its VecNormalize has statistics of other shapes")
 
 
 def _same_structure(name: str, own: Any, saved: Any) -> None:

@@ -1,12 +1,10 @@
 """What a training is made of, beside its replay buffer, and how it is put into a model."""
 
-import warnings
 from collections import deque
 from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
@@ -34,7 +32,8 @@ def facts(model: OffPolicyAlgorithm) -> dict[str, Any]:
         "replay buffer": type(buffer).__name__,
         "buffer size": buffer.buffer_size,
         "optimize_memory_usage": bool(buffer.optimize_memory_usage),
-        "action noise": type(model.action_noise).__name__,
+        # That of each environment, whether or not learn() has made several of it
+        "action noise": type(getattr(model.action_noise, "base_noise", model.action_noise)).__name__,
         "VecNormalize": env is not None,
         "networks": {
             name: [list(tensor.shape) for tensor in parameters.values()]
@@ -58,10 +57,22 @@ def check_facts(saved: dict[str, Any], own: dict[str, Any]) -> None:
     """
     for name, value in own.items():
         if saved.get(name) != value:
+            there, here = _difference(saved.get(name), value)
             raise CheckpointError(
-                f"The checkpoint is of a model with {name} {saved.get(name)!r}, this one has {value!r}: construct the model "
-                "as the one that was saved."
+                f"The checkpoint is of a model with {name} {there}, this one has {here}: construct the model as the one that "
+                "was saved."
             )
+
+
+def _difference(saved: Any, own: Any) -> tuple[str, str]:
+    """:return: of shapes of networks the first that differ, or how many there are; else both values"""
+    if isinstance(saved, dict) and isinstance(own, dict) and list(saved) == list(own):
+        return _difference(*next((saved[key], own[key]) for key in own if saved[key] != own[key]))
+    if not (isinstance(saved, list) and isinstance(own, list) and own and isinstance(own[0], list)):
+        return repr(saved), repr(own)
+    if len(saved) != len(own):
+        return f"of {len(saved)} tensors", f"{len(own)} tensors"
+    return next((f"of shape {there}", repr(here)) for there, here in zip(saved, own, strict=True) if there != here)
 
 
 def vec_normalize_state(env: VecNormalize) -> dict[str, Any]:
@@ -97,8 +108,9 @@ def scalars(model: OffPolicyAlgorithm) -> dict[str, Any]:
     buffer, env = model.replay_buffer, model.get_vec_normalize_env()
     assert buffer is not None
     return {
-        "counters": {name: getattr(model, name) for name in (*COUNTERS, *OTHERS)},
-        "episodes": [dict(info) for info in model.ep_info_buffer or ()],
+        "counters": {name: random_state.plain(getattr(model, name)) for name in (*COUNTERS, *OTHERS)},
+        # With what Monitor's info_keywords put there, NumPy's numbers as a rule
+        "episodes": [random_state.plain(dict(info)) for info in model.ep_info_buffer or ()],
         "successes": [float(success) for success in model.ep_success_buffer or ()],
         "buffer": {
             "pos": buffer.pos,
@@ -108,7 +120,7 @@ def scalars(model: OffPolicyAlgorithm) -> dict[str, Any]:
         "VecNormalize": None if env is None else vec_normalize_state(env),
         "random": random_state.global_states(),
         "action space": random_state.generator_state(model.action_space.np_random),
-        "noise": random_state.noise_state(model.action_noise),
+        "noise": random_state.noise_state(random_state.noise_of_each(model.action_noise, model.n_envs)),
     }
 
 
@@ -162,6 +174,7 @@ def apply(model: OffPolicyAlgorithm, saved: dict[str, Any], saved_tensors: dict[
     if env is not None:
         set_vec_normalize_state(env, saved["VecNormalize"])
     model.action_space._np_random = random_state.generator_from(saved["action space"])
+    model.action_noise = random_state.noise_of_each(model.action_noise, model.n_envs)
     random_state.set_noise_state(model.action_noise, saved["noise"])
 
 
@@ -173,22 +186,3 @@ def set_exploration(model: OffPolicyAlgorithm, matrices: dict[str, th.Tensor]) -
     actor: Any = model.policy.get_submodule("actor")
     for name, matrix in matrices.items():
         setattr(actor.action_dist, name, matrix.to(model.device))
-
-
-def cut_open_episodes(buffer: ReplayBuffer) -> None:
-    """
-    Let the episodes that were going on end at the last row of the buffer, as by a time limit: what follows is another one.
-
-    :param buffer: after a restart in the middle of episodes
-    """
-    last = (buffer.pos - 1) % buffer.buffer_size
-    if isinstance(buffer, HerReplayBuffer):
-        with warnings.catch_warnings():
-            # That it cuts is what it is called for
-            warnings.simplefilter("ignore")
-            buffer.truncate_last_trajectory()
-    elif isinstance(buffer, NStepReplayBuffer):
-        buffer.timeouts[last] = np.maximum(buffer.timeouts[last], 1.0 - buffer.dones[last])
-    elif buffer.optimize_memory_usage:
-        # As SB3 does where learn() begins anew (its issue 46): the next row's observation will be of another episode
-        buffer.dones[last] = 1.0

@@ -13,6 +13,7 @@ from stable_baselines3.sac.sac import SAC
 
 from sb3_softvalue.checks import initial_ent_coef
 from sb3_softvalue.guard.backup import Backup
+from sb3_softvalue.guard.episodes import cut_open_episodes
 from sb3_softvalue.guard.errors import NonFiniteError, example, not_finite
 from sb3_softvalue.guard.hints import Hints
 from sb3_softvalue.update import Batch, Metrics
@@ -39,18 +40,25 @@ class Guarded(SAC):
         self._check_step({"observation": observation}, "as the episode begins")
         return result
 
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> Any:
+        """Collect, see ``OffPolicyAlgorithm.collect_rollouts``, and say why no action could be drawn."""
+        try:
+            return super().collect_rollouts(*args, **kwargs)
+        except NonFiniteError:
+            raise
+        except ValueError as error:
+            # What PyTorch's distributions say of a mean or a deviation that is not finite
+            broken = self._backup.broken()
+            if broken:
+                self._stop_for_parameters(broken, error)
+            self._check_policy(error)
+            raise
+
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         self._remember_statistics()
-        try:
-            actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
-        except ValueError as error:
-            # What PyTorch's distributions say of a mean that is not finite
-            broken = self._backup.broken()
-            if broken:
-                self._stop_for_parameters(broken, error)
-            raise
+        actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
         self._check_step({"action": buffer_actions}, "as the policy and action_noise gave it")
         return actions, buffer_actions
 
@@ -72,6 +80,24 @@ class Guarded(SAC):
             if last is not None:
                 self._check_step({"observation": last}, "as the episode ended", env_index=int(index))
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    @th.no_grad()
+    def _check_policy(self, cause: Exception) -> None:
+        """
+        :param cause: that no action could be drawn
+        :raises NonFiniteError: if the policy's distribution is not finite though all of its parameters are
+        """
+        assert self._last_obs is not None
+        observations, _ = self.policy.obs_to_tensor(self._last_obs)
+        mean, log_std, _ = self.actor.get_action_dist_params(observations)
+        if not bool(th.isfinite(mean).all() & th.isfinite(log_std.exp()).all()):
+            largest = max(float(parameter.abs().max()) for parameter in self.actor.parameters())
+            what = (
+                f"The policy's output is not finite at step {self.num_timesteps}, its parameters are as large as {largest:.3g}"
+            )
+            state, update = self._state_of_training(), self._backup.restore()
+            aftermath = "" if update is None else f"The networks were put back to those after update {update}."
+            raise NonFiniteError("action", what, state, aftermath) from cause
 
     def _check_step(self, arrays: dict[str, Any], when: str, env_index: int | None = None) -> None:
         """
@@ -101,6 +127,9 @@ class Guarded(SAC):
         for moments, before in zip(self._moments(), self._statistics, strict=False):
             vars(moments).update(before)
         self._last_obs = None
+        if self.replay_buffer is not None:
+            # The rest of these episodes will not come, and what comes is not to be taken for it
+            cut_open_episodes(self.replay_buffer)
 
     def _moments(self) -> Iterator[RunningMeanStd]:
         """:return: the running statistics of VecNormalize"""
@@ -202,17 +231,27 @@ class Guarded(SAC):
         parts = [f"update {self._n_updates}"]
         alpha = self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
         parts.append(f"temperature α {float(alpha):.3g}")
-        if self._n_updates > 0 and self.replay_buffer is not None:
-            state = np.random.get_state()
-            sample = self.replay_buffer.sample(256, env=self._vec_normalize_env)
-            np.random.set_state(state)
+        sample = self._some_transitions() if self._n_updates > 0 else None
+        if sample is not None:
             self.policy.set_training_mode(False)
             with th.no_grad():
                 q_values = th.cat(self.critic(sample.observations, sample.actions), dim=1)
                 values = self.policy.get_submodule("value")(sample.observations)
             for name, tensor in (("Q", q_values), ("V", values)):
-                parts.append(f"largest |{name}| {float(tensor[th.isfinite(tensor)].abs().max()):.3g}")
+                finite = tensor[th.isfinite(tensor)].abs()
+                parts.append(f"largest |{name}| {float(finite.max()):.3g}" if len(finite) else f"no {name} finite")
         return ", ".join(parts)
+
+    def _some_transitions(self) -> Any:
+        """:return: from the replay buffer; None where it has none to give, as that of a model that was just loaded"""
+        buffer = self.replay_buffer
+        if buffer is None or buffer.size() == 0 or not getattr(buffer, "ep_length", np.ones(1)).any():
+            return None
+        state = np.random.get_state()
+        try:
+            return buffer.sample(256, env=self._vec_normalize_env)
+        finally:
+            np.random.set_state(state)
 
 
 def _bad_entries(batch: Batch) -> Iterator[str]:

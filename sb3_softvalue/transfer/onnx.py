@@ -39,9 +39,21 @@ def export_onnx(
     """
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise ImportError("Exporting to ONNX needs onnx and onnxscript: pip install 'sb3_softvalue[onnx]'.")
+    if include_value and not hasattr(model.policy, "value"):
+        raise ValueError(
+            f"{type(model).__name__} has no V: export with include_value=False, or what SACV.from_sac makes of it."
+        )
+    if vec_normalize is not None and not isinstance(vec_normalize, VecNormalize):
+        raise ValueError(f"vec_normalize must be a VecNormalize, got {type(vec_normalize).__name__}.")
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     normalize = model.get_vec_normalize_env() if vec_normalize is None else vec_normalize
     space = model.observation_space
+    outputs = ["action", "value"] if include_value else ["action"]
     keys = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
+    taken = sorted(set(keys) & set(outputs))
+    if taken:
+        raise ValueError(f"The graph's outputs have the names of the observations {taken}: rename these in the environment.")
     parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
     transposed = _transposed(model, keys)
     examples = tuple(_example(part, key in transposed).to(model.device) for key, part in zip(keys, parts, strict=True))
@@ -57,7 +69,7 @@ def export_onnx(
                 dynamo=True,
                 verbose=False,
                 input_names=keys,
-                output_names=["action", "value"] if include_value else ["action"],
+                output_names=outputs,
                 dynamic_shapes=(tuple({0: batch} for _ in keys),),
                 opset_version=_OPSET,
             )

@@ -78,6 +78,10 @@ def from_sac(
     checks.check_whole_number("collect_steps", collect_steps, minimum=0)
     if isinstance(env, str):
         env = gym.make(env)
+    if not isinstance(path_or_model, (SAC, str, pathlib.Path, io.BufferedIOBase)):
+        raise ValueError(
+            f"from_sac takes a model of SB3's SAC or the file that SAC.save wrote, got {type(path_or_model).__name__}."
+        )
     if isinstance(path_or_model, SAC):
         source, device = path_or_model, device or path_or_model.device
     else:
@@ -99,7 +103,7 @@ def from_sac(
         raise ValueError("Fitting V needs states: give from_sac an env to collect them in, or a replay_buffer.")
     if policy is None:
         policy = _counterpart(source.policy_class, _POLICIES, "from_sac")
-    kwargs["policy_kwargs"] = source.policy_kwargs | kwargs.get("policy_kwargs", {})
+    kwargs["policy_kwargs"] = source.policy_kwargs | (kwargs.get("policy_kwargs") or {})
 
     model: Any = _rebuild(model_class, policy, env, source, device, kwargs)
     _copy_state(source, model, keep_ent_coef="ent_coef" not in kwargs)
