@@ -150,11 +150,16 @@ def test_plan_with_value_has_the_tasks_own_dynamics(example: ModuleType, name: s
 
 
 class Line:
-    """A point that moves by its action; beyond 1 the episode ends, and a step there would be worth 100."""
+    """A point that moves by its action, 0.1 for each step; beyond 1 the episode ends, and a step there would be worth 100."""
+
+    env = SimpleNamespace(reset=lambda seed: (np.array([0.5]), {}))
+
+    def state(self) -> np.ndarray:
+        return np.array([0.5])
 
     def step(self, states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         after = states + actions
-        return after, after, np.where(states[:, 0] > 1.0, 100.0, 0.0), after[:, 0] > 1.0
+        return after, after, np.where(states[:, 0] > 1.0, 100.0, 0.1), after[:, 0] > 1.0
 
 
 class Still:
@@ -170,10 +175,10 @@ class Still:
 def test_plan_with_value_chooses_the_best_action(example: ModuleType) -> None:
     states = np.array([[-0.5], [0.5]])
 
-    def choose(values: Any, candidates: int = 64) -> np.ndarray:
+    def choose(values: Any, candidates: int = 500) -> np.ndarray:
         return example.plan(Still(), Line(), states, states, values, np.random.default_rng(0), 3, candidates)[:, 0]
 
-    # Nothing is gained on the way, and V says that the best place is 0.25: go there from both sides
+    # V says that the best place is 0.25: go there from both sides
     np.testing.assert_allclose(choose(lambda x: 2.0 - np.abs(x[:, 0] - 0.25)), [0.75, -0.25], atol=0.1)
     # Neither V nor rewards count after the episode's end, else the right end would be best
     assert states[1, 0] + choose(lambda x: x[:, 0] + 0.001)[1] == pytest.approx(1.0, abs=0.1)
@@ -185,16 +190,8 @@ def test_plan_with_value_chooses_the_best_action(example: ModuleType) -> None:
 @uses("plan_with_value")
 def test_plan_with_value_adds_up(example: ModuleType) -> None:
     # From 0.5 by 0.4 at each step: the second ends the episode, what follows does not count
-    task = Line()
-    task.env = SimpleNamespace(reset=lambda seed: (np.array([0.5]), {}))
-    task.state = lambda: np.array([0.5])
-    task.step = lambda states, actions: (
-        *Line.step(task, states, actions)[:2],
-        states[:, 0],
-        states[:, 0] + actions[:, 0] > 1.0,
-    )
-    returns = example.play(task, lambda states, obs: np.full_like(states, 0.4), starts=2, steps=5)
-    np.testing.assert_allclose(returns, [0.5 + 0.9] * 2)
-    # Two seeds that differ by 2 and starts that do not: a mean of two draws is -1, 0 or 1
+    returns = example.play(Line(), lambda states, obs: np.full_like(states, 0.4), starts=2, steps=5)
+    np.testing.assert_allclose(returns, [0.2, 0.2])
+    # The two seeds differ by 2, their starts do not: the mean of two drawn seeds is -1, 0 or 1
     assert example.interval(np.array([[-1.0, -1.0], [1.0, 1.0]])) == (0.0, -1.0, 1.0)
     assert example.interval(np.full((3, 4), 2.5)) == (2.5, 2.5, 2.5)
