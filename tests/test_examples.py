@@ -3,11 +3,13 @@
 import importlib
 import pathlib
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 from gymnasium.utils.env_checker import check_env
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
@@ -109,3 +111,87 @@ def test_resume(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixtur
     assert example.main([*folder, "--timesteps", "210"]) == 210
     assert example.main([*folder, "--timesteps", "230"]) == 230
     assert "Going on from step 210" in capsys.readouterr().out
+
+
+@uses("plan_with_value")
+def test_plan_with_value(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mujoco")
+    options = ["--timesteps", "110", "120", "--seeds", "2", "--starts", "2", "--steps", "3", "--folder", str(tmp_path)]
+    rows = example.main(options)
+    # Four returns and three differences at each of two checkpoints of two tasks
+    assert len(rows) == 2 * 2 * (4 + 3) and all(row["low"] <= row["mean"] <= row["high"] for row in rows)
+    means = {(row["arm"], row["minus"]): row["mean"] for row in rows[:7]}
+    gain = means[example.WITH_V, ""] - means[example.ALONE, ""]
+    assert means[example.WITH_V, example.ALONE] == pytest.approx(gain)
+    assert len((tmp_path / "plan.csv").read_text().splitlines()) == 1 + len(rows)
+    assert (tmp_path / "plan_with_value.png").is_file()
+    assert "HalfCheetah-v5, 120 steps, planning with V minus policy alone" in capsys.readouterr().out
+
+
+@uses("plan_with_value")
+@pytest.mark.parametrize("name", ["Pendulum-v1", "HalfCheetah-v5", "InvertedDoublePendulum-v5"])
+def test_plan_with_value_has_the_tasks_own_dynamics(example: ModuleType, name: str) -> None:
+    if name != "Pendulum-v1":
+        pytest.importorskip("mujoco")
+    task = (example.Pendulum if name == "Pendulum-v1" else example.Mujoco)(name)
+    env = gym.make(name).unwrapped
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    task.env.reset(seed=0)
+    states = np.stack([task.state()] * 2)
+    for step in range(60):
+        action = env.action_space.sample()
+        observation, reward, terminated, _, _ = env.step(action)
+        # The second of the two takes other actions: it must not disturb the first
+        other = env.action_space.sample()
+        states, observations, rewards, ended = task.step(states, np.stack([action, other]))
+        np.testing.assert_allclose(observations[0], observation, rtol=1e-6, atol=1e-6, err_msg=f"step {step}")
+        assert rewards[0] == pytest.approx(reward, rel=1e-9) and ended[0] == terminated
+
+
+class Line:
+    """A point that moves by its action, 0.1 for each step; beyond 1 the episode ends, and a step there would be worth 100."""
+
+    env = SimpleNamespace(reset=lambda seed: (np.array([0.5]), {}))
+
+    def state(self) -> np.ndarray:
+        return np.array([0.5])
+
+    def step(self, states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, ...]:
+        after = states + actions
+        return after, after, np.where(states[:, 0] > 1.0, 100.0, 0.1), after[:, 0] > 1.0
+
+
+class Still:
+    """A policy that does nothing."""
+
+    gamma, action_space = 0.5, Box(-1.0, 1.0, (1,))
+
+    def predict(self, observations: np.ndarray, deterministic: bool) -> tuple[np.ndarray, None]:
+        return np.zeros((len(observations), 1), dtype=np.float32), None
+
+
+@uses("plan_with_value")
+def test_plan_with_value_chooses_the_best_action(example: ModuleType) -> None:
+    states = np.array([[-0.5], [0.5]])
+
+    def choose(values: Any, candidates: int = 500) -> np.ndarray:
+        return example.plan(Still(), Line(), states, states, values, np.random.default_rng(0), 3, candidates)[:, 0]
+
+    # V says that the best place is 0.25: go there from both sides
+    np.testing.assert_allclose(choose(lambda x: 2.0 - np.abs(x[:, 0] - 0.25)), [0.75, -0.25], atol=0.1)
+    # Neither V nor rewards count after the episode's end, else the right end would be best
+    assert states[1, 0] + choose(lambda x: x[:, 0] + 0.001)[1] == pytest.approx(1.0, abs=0.1)
+    # All are worth the same: the policy's own action, which is also the only one without candidates beside it
+    np.testing.assert_array_equal(choose(lambda x: np.zeros(len(x))), [0.0, 0.0])
+    np.testing.assert_array_equal(choose(lambda x: x[:, 0], candidates=1), [0.0, 0.0])
+
+
+@uses("plan_with_value")
+def test_plan_with_value_adds_up(example: ModuleType) -> None:
+    # From 0.5 by 0.4 at each step: the second ends the episode, what follows does not count
+    returns = example.play(Line(), lambda states, obs: np.full_like(states, 0.4), starts=2, steps=5)
+    np.testing.assert_allclose(returns, [0.2, 0.2])
+    # The two seeds differ by 2, their starts do not: the mean of two drawn seeds is -1, 0 or 1
+    assert example.interval(np.array([[-1.0, -1.0], [1.0, 1.0]])) == (0.0, -1.0, 1.0)
+    assert example.interval(np.full((3, 4), 2.5)) == (2.5, 2.5, 2.5)
