@@ -182,7 +182,9 @@ def test_same_setting_for_all_algorithms():
     """Those of one seed stand together and differ in what is the algorithm's own."""
     args = Namespace(seeds=None, device="cpu", threads=1, results=pathlib.Path("runs"))
     runs = learning.make_runs(TASKS, ["sacv", "sac"], args)
-    assert {run.seed for run in runs} == {0, 1, 2, 3, 4}
+    # What was tuned on one task was tuned with seeds that no comparison uses
+    assert {run.seed for run in runs if run.task != "HalfCheetah-v5-50k"} == {0, 1, 2, 3, 4}
+    assert {run.seed for run in runs if run.task == "HalfCheetah-v5-50k"} == {10, 11, 12}
     for ours, sac in zip(runs[::2], runs[1::2], strict=True):
         assert (ours.algorithm, sac.algorithm) == ("sacv", "sac")
         assert dataclasses.replace(ours, algorithm="sac") == sac
