@@ -290,6 +290,22 @@ def test_report_is_repeated_from_the_files(folder, capsys, monkeypatch):
     assert (folder / "report.md").read_text() == text
 
 
+def test_report_of_tuning_has_no_bar_and_every_algorithm_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning_report, "REPETITIONS", 100)
+    lines = [
+        evaluation(algorithm, seed, steps, 100.0 * seed + steps / 100)
+        for algorithm in learning.ALGORITHMS
+        for seed in (10, 11, 12)
+        for steps in (40_000, 45_000, 50_000)
+    ]
+    (tmp_path / "HalfCheetah-v5-50k.csv").write_text(in_lines(lines, header=True))
+    (tmp_path / "HalfCheetah-v5-50k.json").write_text(json.dumps({"steps": 50_000}))
+    learning.main(["--results", str(tmp_path), "--report"])
+    text = (tmp_path / "report.md").read_text()
+    assert "The bar" not in text and "Every seed" in text
+    assert all(f"| {name} |" in text for name in learning_report.NAMES.values())
+
+
 def test_nothing_to_report_yet(tmp_path):
     with pytest.raises(SystemExit, match="is finished: there is nothing to report yet"):
         learning.main(["--results", str(tmp_path), "--report"])
