@@ -9,7 +9,7 @@ from learning_report import NAMES, RANDOM, Measured, iqm
 from rliable import library
 from scipy.stats import trim_mean
 
-from sb3_softvalue.figures import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure
+from sb3_softvalue.figures import BLUE, GREEN, ORANGE, VERMILION, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +24,9 @@ COLOURS = {
     "tqc": VERMILION,
     "sacv-mixed": SKY,
     "sacv-tau-0.01": GREEN,
-    "sacv-tau-0.02": VERMILION,
     "sacv-vf-1e-3": PURPLE,
-    "sacv-tau-0.01-vf-1e-3": GREY,
+    "sacv-alpha-0.1": SKY,
+    "sac-alpha-0.1": VERMILION,
 }
 PROFILE = np.linspace(0.0, 1.5, 76)
 

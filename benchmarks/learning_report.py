@@ -25,9 +25,9 @@ NAMES = {
     "tqc": "TQC",
     "sacv-mixed": "SACV, bfloat16 products",
     "sacv-tau-0.01": "SACV, τ = 0.01",
-    "sacv-tau-0.02": "SACV, τ = 0.02",
     "sacv-vf-1e-3": "SACV, V's learning rate 1e-3",
-    "sacv-tau-0.01-vf-1e-3": "SACV, τ = 0.01, V's learning rate 1e-3",
+    "sacv-alpha-0.1": "SACV, α begins at 0.1",
+    "sac-alpha-0.1": "SAC, α begins at 0.1",
 }
 # Mean return of 100 episodes of uniformly random actions, the 0 of normalised scores; 1 is the IQM of SAC's scores
 RANDOM = {
