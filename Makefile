@@ -13,7 +13,7 @@ demo: $(VENV)/.with-examples
 test: type check-codestyle pytest
 
 pytest: $(VENV)/.with-tests
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-fail-under=95
 
 # RL Zoo's front-ends, each in a process of its own. For films of MuJoCo tasks without a display: apt-get install libegl1 libgl1-mesa-dri
 test-zoo: $(VENV)/.with-tests
