@@ -4,7 +4,7 @@ Does it help to start training episodes where V is low? V picks start states on 
     python benchmarks/start_states.py
 
 Three trainings with the same seed: every episode from the environment's own starts, or half of the episodes from states that
-were visited before, drawn at random or by V (the lower its rank, the likelier). All are evaluated alike, with the deterministic
+were visited before, drawn at random or by V (the lower its rank, the likelier). All are evaluated alike, the deterministic
 policy from the environment's own starts. The arm at random says what is due to V and what to other starts alone.
 Prints the paired differences and writes all returns to benchmarks/results/value_uses/start_states.csv.
 """

@@ -17,7 +17,7 @@ episodes have at that step, summed up while they are too low (Page's one-sided C
 
     S_t = max(0, S_{t−1} − z_t − slack), alarm at S_t > threshold.
 
-The threshold is the one that other healthy episodes cross in at most one of twenty. Watched the same way are the reward itself,
+The threshold is the one that other healthy episodes cross in at most one of twenty. Watched the same way are the reward,
 the episode's return so far, and the residual of min Q, which needs no value network:
 
     r_t + γ·(min Q(s_{t+1}, a_{t+1}) − α·log π(a_{t+1}|s_{t+1})) − min Q(s_t, a_t)
