@@ -136,7 +136,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """:return: the command line's arguments"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS, default=[name for name in TASKS if not name.endswith(("1M", "50k"))]
+        "--tasks", nargs="+", choices=TASKS, default=[name for name in TASKS if not name.endswith(("1M", "50k", "15k"))]
     )
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["sacv", "sac"])
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the task's own")

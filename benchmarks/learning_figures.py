@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"sacv": BLUE, "sac": ORANGE, "sacv-fixed": GREEN, "tqc": VERMILION}
+# Okabe & Ito 2008, as the others
+SKY, PURPLE = "#56B4E9", "#CC79A7"
+COLOURS = {
+    "sacv": BLUE,
+    "sac": ORANGE,
+    "sacv-fixed": GREEN,
+    "tqc": VERMILION,
+    "sacv-mixed": SKY,
+    "sacv-tau-0.01": GREEN,
+    "sacv-vf-1e-3": PURPLE,
+    "sacv-alpha-0.1": SKY,
+    "sac-alpha-0.1": VERMILION,
+}
 PROFILE = np.linspace(0.0, 1.5, 76)
 
 
@@ -133,7 +145,7 @@ def draw_all(
     :return: the files written
     """
     figures = {"curves-steps": curves(measured, False), "curves-minutes": curves(measured, True)}
-    if any(not measured.table(task, "sac").empty for task in measured.tasks):
+    if any(task in RANDOM and not measured.table(task, "sac").empty for task in measured.tasks):
         figures["profiles"] = profiles(measured)
     if probabilities:
         figures["improvement"] = improvements(probabilities)

@@ -18,7 +18,17 @@ from rliable.metrics import aggregate_iqm, probability_of_improvement
 # Finer evaluations are for the curves: the window of the score does not become narrower by them
 SCORE_EVERY = 5_000
 REPETITIONS = 2_000
-NAMES = {"sacv": "SACV", "sac": "SAC", "sacv-fixed": "SACV, α = 0.2", "tqc": "TQC"}
+NAMES = {
+    "sacv": "SACV",
+    "sac": "SAC",
+    "sacv-fixed": "SACV, α = 0.2",
+    "tqc": "TQC",
+    "sacv-mixed": "SACV, bfloat16 products",
+    "sacv-tau-0.01": "SACV, τ = 0.01",
+    "sacv-vf-1e-3": "SACV, V's learning rate 1e-3",
+    "sacv-alpha-0.1": "SACV, α begins at 0.1",
+    "sac-alpha-0.1": "SAC, α begins at 0.1",
+}
 # Mean return of 100 episodes of uniformly random actions, the 0 of normalised scores; 1 is the IQM of SAC's scores
 RANDOM = {
     "Pendulum-v1": -1208.0,
@@ -271,7 +281,8 @@ def report(folder: pathlib.Path) -> None:
     probabilities = improvement(measured)
     improvements = [[task, with_interval(value, bounds, 2)] for task, (value, bounds) in probabilities.items()]
     parts = {
-        "The bar": bar_table(measured),
+        # A folder of other tasks, as those for tuning, has no bar
+        **({"The bar": bar_table(measured)} if any(bar.task in measured.tasks for bar in BARS) else {}),
         "Every seed": seed_table(measured),
         "Probability that a run of SACV scores higher than one of SAC": markdown(["task", "probability"], improvements),
         "Time to a return": threshold_table(measured),

@@ -179,10 +179,12 @@ def measure_learn(args: argparse.Namespace) -> list[dict[str, Any]]:
     memory = [worker.tell("go")["peak_mib"] for worker in workers]
     for worker in workers:
         worker.end()
-    totals = [sum(seconds[i] for seconds in turns) for i in range(len(workers))]
+    steady = [statistics.median(seconds[i] for seconds in turns) for i in range(len(workers))]
+    # All that is prepared is prepared in the first slice; what makes a later one longer is the machine's other work
+    preparations = [max(0.0, first - median) for first, median in zip(turns[0], steady, strict=True)]
+    totals = [preparation + args.slices * median for preparation, median in zip(preparations, steady, strict=True)]
     rows = []
     for i, name in enumerate(contenders):
-        steady = statistics.median(seconds[i] for seconds in turns)
         rows.append(
             {
                 "measure": f"learn() of {args.timesteps} steps",
@@ -193,7 +195,7 @@ def measure_learn(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "ratio to SAC without preparation": statistics.median(seconds[0] / seconds[i] for seconds in turns),
                 "ratio to SBX": totals[-1] / totals[i] if args.sbx_python else None,
                 "memory to SAC": memory[i] / memory[0],
-                "preparation, s": max(0.0, max(seconds[i] for seconds in turns) - steady),
+                "preparation, s": preparations[i],
                 "per second": args.timesteps / totals[i],
             }
         )

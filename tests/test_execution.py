@@ -310,6 +310,12 @@ class TestChoice:
         assert model._resolved_execution == "compiled" and len(compilations) == 1
         assert capsys.readouterr().out.count("Update executed by 'compiled': 60 updates repay the preparation") == 1
 
+    def test_no_end(self, compilations, capsys):
+        """Until a callback stops it."""
+        model = small(SACV, box_env(), verbose=1)
+        model.learn(float("inf"), callback=lambda local, _: local["self"].num_timesteps < 30)
+        assert model._resolved_execution == "compiled" and "inf updates repay" in capsys.readouterr().out
+
     def test_many_short_runs_compile_once(self, compilations):
         model = small(SACV, box_env())
         for _ in range(20):
@@ -372,7 +378,7 @@ class TestChoice:
             model.learn(20)
 
     def test_unknown(self):
-        with pytest.raises(ValueError, match="execution must be one of 'auto', .*'cuda_graph', got 'fast'"):
+        with pytest.raises(ValueError, match=r"execution must be one of 'auto', .*'cuda_graph', got 'fast'"):
             small(SACV, box_env(), execution="fast")
 
 

@@ -257,6 +257,36 @@ def test_a_policy_that_is_not_finite_with_parameters_that_are(learning_rate, use
     assert np.isfinite(model.predict(np.zeros((2, 3), dtype=np.float32))[0]).all()
 
 
+def test_put_back_with_the_temperature_and_without_moments():
+    """What an explosion left can be trained on with a smaller learning rate."""
+    model = pendulum(learning_rate=1e-3)
+    model.learn(60)
+    alpha = model.log_ent_coef.item()
+    model._check_parameters()
+    with th.no_grad():
+        model.log_ent_coef.fill_(float("inf"))
+        model.critic.optimizer.state[next(model.critic.parameters())]["exp_avg_sq"].fill_(float("inf"))
+        next(model.actor.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="networks and α were put back"):
+        model.learn(200, reset_num_timesteps=False)
+    assert model.log_ent_coef.item() == pytest.approx(alpha, abs=0.1)
+    model.learn(50, reset_num_timesteps=False)
+    moments = [state["exp_avg_sq"] for state in model.critic.optimizer.state.values()]
+    assert moments and all(th.isfinite(moment).all() for moment in moments)
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_temperature_that_is_not_finite_is_named(value):
+    model = pendulum()
+    model.learn(60)
+    with th.no_grad():
+        model.log_ent_coef.fill_(value)
+    with pytest.raises(NonFiniteError):
+        model.learn(200, reset_num_timesteps=False)
+    assert th.isfinite(model.log_ent_coef).all()
+
+
 @pytest.mark.parametrize("step", [0, 1, 5])
 def test_named_in_a_loaded_model_whose_buffer_is_empty(step, tmp_path):
     pendulum().learn(40).save(tmp_path / "model")

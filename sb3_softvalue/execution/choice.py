@@ -98,5 +98,5 @@ def choose(requested: str, objective: JointObjective, device: th.device, n_updat
     if problem is not None:
         return Choice("eager", problem)
     if fast == "compiled" and before != "compiled" and not repay(n_updates):
-        return Choice("eager", f"{int(n_updates)} updates are too few to repay a compilation ({BREAK_EVEN_UPDATES})")
-    return Choice(fast, f"{int(n_updates)} updates repay the preparation")
+        return Choice("eager", f"{n_updates:.0f} updates are too few to repay a compilation ({BREAK_EVEN_UPDATES})")
+    return Choice(fast, f"{n_updates:.0f} updates repay the preparation")

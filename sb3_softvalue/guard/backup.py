@@ -1,9 +1,8 @@
-"""The networks as they were when all of their parameters were finite, to go back to."""
+"""The networks and the temperature as they were when all of their numbers were finite, to go back to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch as th
-from torch import nn
 
 from sb3_softvalue.guard.errors import non_finite_names
 
@@ -13,30 +12,24 @@ INTERVAL = 100
 
 class Backup:
     """
-    A copy of the networks, renewed every so many gradient steps.
+    A copy of what is learned, renewed every so many gradient steps.
 
-    :param networks: with their names
+    :param tensors: gives what is learned, parameters and buffers with their names
     """
 
-    def __init__(self, **networks: nn.Module):
-        self._networks = networks
+    def __init__(self, tensors: Callable[[], Iterable[tuple[str, th.Tensor]]]):
+        self._named = tensors
         self._copies: list[th.Tensor] = []
         self._n_updates = 0
 
-    def tensors(self) -> list[tuple[str, th.Tensor]]:
-        """:return: parameters and buffers with their names"""
-        return [
-            (f"{prefix}.{name}", tensor) for prefix, net in self._networks.items() for name, tensor in net.state_dict().items()
-        ]
-
     def broken(self) -> list[str]:
         """:return: names of the parameters that are not finite"""
-        return non_finite_names(self.tensors())
+        return non_finite_names(list(self._named()))
 
     @th.no_grad()
     def renew(self, n_updates: int) -> list[str]:
         """
-        Copy the networks where the copy is old, and not if they are broken.
+        Copy where the copy is old, and not what is broken.
 
         :param n_updates: gradient steps made so far
         :return: names of the parameters that are not finite, as far as was looked
@@ -45,7 +38,7 @@ class Backup:
             return []
         broken = self.broken()
         if not broken:
-            tensors = [tensor for _, tensor in self.tensors()]
+            tensors = [tensor for _, tensor in self._named()]
             if _fits(self._copies, tensors):
                 for copy, tensor in zip(self._copies, tensors, strict=True):
                     copy.copy_(tensor)
@@ -57,11 +50,11 @@ class Backup:
     @th.no_grad()
     def restore(self) -> int | None:
         """
-        Put the networks back.
+        Put the copy back.
 
-        :return: how many gradient steps had been made then; None where there is no copy of these networks
+        :return: how many gradient steps had been made then; None where there is no copy of these tensors
         """
-        tensors = [tensor for _, tensor in self.tensors()]
+        tensors = [tensor for _, tensor in self._named()]
         if not self._copies or not _fits(self._copies, tensors):
             return None
         for copy, tensor in zip(self._copies, tensors, strict=True):

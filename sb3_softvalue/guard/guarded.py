@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.sac.sac import SAC
+from torch import nn
 
 from sb3_softvalue.checks import initial_ent_coef
 from sb3_softvalue.guard.backup import Backup
@@ -95,8 +96,8 @@ class Guarded(SAC):
             what = (
                 f"The policy's output is not finite at step {self.num_timesteps}, its parameters are as large as {largest:.3g}"
             )
-            state, update = self._state_of_training(), self._backup.restore()
-            aftermath = "" if update is None else f"The networks were put back to those after update {update}."
+            state, update = self._state_of_training(), self._put_back()
+            aftermath = "" if update is None else f"The networks and α were put back to those after update {update}."
             raise NonFiniteError("action", what, state, aftermath) from cause
 
     def _check_step(self, arrays: dict[str, Any], when: str, env_index: int | None = None) -> None:
@@ -141,11 +142,33 @@ class Guarded(SAC):
 
     def _guard_networks(self) -> None:
         """Watch over the networks that the policy has now."""
-        self._backup = Backup(actor=self.actor, critic=self.critic, **{name: getattr(self, name) for name in _OURS})
+        self._backup = Backup(self._learned)
         if self._hints is None:
             self._hints = Hints()
             assert isinstance(self.action_space, spaces.Box)
             self._hints.about_actions(self.action_space)
+
+    def _learned(self) -> Iterator[tuple[str, th.Tensor]]:
+        """:return: parameters and buffers with their names, and the temperature where it is learned"""
+        for name in ("actor", "critic", *_OURS):
+            network: nn.Module = getattr(self, name)
+            yield from ((f"{name}.{part}", tensor) for part, tensor in network.state_dict().items())
+        if self.log_ent_coef is not None:
+            yield "log_ent_coef", self.log_ent_coef
+
+    def _put_back(self) -> int | None:
+        """
+        Go back to what was good, and forget what the optimizers remember of the gradients since then.
+
+        :return: how many gradient steps had been made then; None where there is nothing to go back to
+        """
+        update = self._backup.restore()
+        if update is not None:
+            networks: list[Any] = [self.actor, self.critic, self.policy.get_submodule("value")]
+            for optimizer in [*(network.optimizer for network in networks), self.ent_coef_optimizer]:
+                if optimizer is not None:
+                    optimizer.state.clear()
+        return update
 
     def _check_parameters(self) -> None:
         """
@@ -219,11 +242,11 @@ class Guarded(SAC):
         """
         names = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
         what = f"The parameters {names} are not finite at step {self.num_timesteps}"
-        update = self._backup.restore()
+        update = self._put_back()
         if update is None:
             aftermath = "There is no earlier state of these networks to go back to: load a saved model."
         else:
-            aftermath = f"The networks were put back to those after update {update}, {self._n_updates - update} before."
+            aftermath = f"The networks and α were put back to those after update {update}, {self._n_updates - update} before."
         raise NonFiniteError("parameter", what, self._state_of_training(), aftermath) from cause
 
     def _state_of_training(self) -> str:
