@@ -195,18 +195,3 @@ def test_plan_with_value_adds_up(example: ModuleType) -> None:
     # The two seeds differ by 2, their starts do not: the mean of two drawn seeds is -1, 0 or 1
     assert example.interval(np.array([[-1.0, -1.0], [1.0, 1.0]])) == (0.0, -1.0, 1.0)
     assert example.interval(np.full((3, 4), 2.5)) == (2.5, 2.5, 2.5)
-
-
-@uses("monitor_with_value")
-def test_monitor_with_value(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mujoco")
-    options = ["--timesteps", "110", "--seeds", "0", "1", "--episodes", "20", "--steps", "6", "--folder", str(tmp_path)]
-    rows = example.main(options)
-    # Four monitors: false alarms, then two quantities and three differences for each fault
-    assert len(rows) == 4 + len(example.FAULTS) * (4 * 2 + 3)
-    assert all(row["low"] <= row["value"] <= row["high"] for row in rows if row["quantity"] != "median delay")
-    assert len((tmp_path / "monitor_summary.csv").read_text().splitlines()) == 1 + len(rows)
-    lines = [line.split(",") for line in (tmp_path / "monitor.csv").read_text().splitlines()[1:]]
-    assert len(lines) == 2 * (1 + len(example.FAULTS)) * 20
-    assert (tmp_path / "monitor_with_value.png").is_file() and (tmp_path / "seed-1-110-steps.zip").is_file()
-    assert "torque lost 0.5, residual of V minus reward, mean delay" in capsys.readouterr().out

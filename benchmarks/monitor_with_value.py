@@ -1,8 +1,8 @@
 """
-What V is good for in operation: does it tell that an actuator wears out, and earlier than the reward does?
+Does V tell that an actuator wears out, and earlier than the reward does? (It does not: docs/guide/value_uses.md.)
 
-    python examples/monitor_with_value.py                      # HalfCheetah-v5
-    python examples/monitor_with_value.py --timesteps 10000 --seeds 0 --episodes 20
+    python benchmarks/monitor_with_value.py                    # HalfCheetah-v5
+    python benchmarks/monitor_with_value.py --timesteps 10000 --seeds 0 --episodes 20
 
 The policy plays, and from the middle of the episode on one joint gets less torque than it asks for, or one joint's angle
 is measured with an offset. At each step V says what is to come, and the next step shows whether it comes. The monitor watches
@@ -236,21 +236,18 @@ def summarise(alarms: dict[Any, np.ndarray], steps: int) -> list[dict[str, Any]]
 
 
 def draw(rows: list[dict[str, Any]], title: str, picture: pathlib.Path) -> None:
-    """Share detected and median delay over the torque that is lost, with intervals."""
+    """Share detected over the size of each fault, with intervals."""
     figure, grid = new_figure(title, n_columns=2)
-    for axes, quantity, label in zip(
-        grid[0], ("detected", "median delay"), ("share detected", "median delay (steps)"), strict=True
-    ):
+    panels = {WORN: ("torque lost at one joint", "{:.0%}"), OFFSET: ("offset of one joint's angle", "{:g} rad")}
+    for axes, (fault, (label, size)) in zip(grid[0], panels.items(), strict=True):
         for shift, (monitor, color) in zip((-0.12, -0.04, 0.04, 0.12), COLORS.items(), strict=True):
-            wanted = (WORN, monitor, quantity)
+            wanted = (fault, monitor, "detected")
             shown = [row for row in rows if (row["fault"], row["monitor"], row["quantity"]) == wanted]
             middle, low, high = np.array([[row[key] for key in ("value", "low", "high")] for row in shown]).T
-            places = np.arange(len(shown)) + shift
-            axes.errorbar(
-                places, middle, [middle - low, high - middle], color=color, marker="o", markersize=4, capsize=2, label=monitor
-            )
-        axes.set_xticks(range(len(shown)), [f"{100 * row['size']:.0f} %" for row in shown])
-        axes.set(xlabel="torque lost at one joint", title=label, ylim=(0, None))
+            places, errors = np.arange(len(shown)) + shift, [middle - low, high - middle]
+            axes.errorbar(places, middle, errors, color=color, marker="o", markersize=4, capsize=2, label=monitor)
+        axes.set_xticks(range(len(shown)), [size.format(row["size"]) for row in shown])
+        axes.set(xlabel=label, ylabel="share detected", ylim=(0, 1))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(picture)
 
@@ -258,7 +255,7 @@ def draw(rows: list[dict[str, Any]], title: str, picture: pathlib.Path) -> None:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Train, play, watch, compare and draw."""
     parser = argparse.ArgumentParser(description="Does V's residual tell of a worn actuator, and how early?")
-    parser.add_argument("--timesteps", type=int, default=30_000, help="of training (default: %(default)s)")
+    parser.add_argument("--timesteps", type=int, default=100_000, help="of training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=60, help="of each kind, at least 19 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1000, help="of each episode (default: %(default)s)")
@@ -287,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             writer.writerow([f"{value:.3f}" if isinstance(value, float) else value for value in row.values()])
             print("{fault} {size}, {monitor}, {quantity}: {value:.2f} [{low:.2f}, {high:.2f}]".format(**row))
     picture = options.folder / "monitor_with_value.png"
-    draw(rows, f"An actuator wears out: who tells first? ({len(played)} seeds, 95 % intervals)", picture)
+    draw(rows, f"A joint fails: who tells? ({len(played)} seeds, 95 % intervals)", picture)
     print(f"Look at {picture}")
     return rows
 
