@@ -129,7 +129,9 @@ def test_evaluations_do_not_change_the_training(algorithm):
     assert not np.array_equal(evaluated, weights(train(dataclasses.replace(run, seed=1), lambda row: None)))
 
 
-@pytest.mark.parametrize("algorithm, lost_at, begun", [("sacv", 50, 0), ("sacv", 450, 400), ("sacv", 650, 600), ("sac", 450, 0)])
+@pytest.mark.parametrize(
+    "algorithm, lost_at, begun", [("sacv", 50, 0), ("sacv", 450, 400), ("sacv", 650, 600), ("sac", 450, 0)]
+)
 def test_goes_on_from_its_checkpoint(algorithm, lost_at, begun, tmp_path, monkeypatch):
     """Lost before the first checkpoint and after it: everything is said once more, and SACV trains only what was not kept."""
     monkeypatch.setattr("learning_run.EPISODES", 2)
