@@ -12,10 +12,14 @@ import pytest
 import torch as th
 from gymnasium.spaces import Box
 
+from sb3_softvalue import SACV
+
 pytest.importorskip("matplotlib", reason="the programs' pictures are drawn with matplotlib, which is not installed")
 pytest.importorskip("scipy", reason="the programs' intervals are SciPy's, which is not installed")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-monitor, start_states = (importlib.import_module(name) for name in ("monitor_with_value", "start_states"))
+pytest.importorskip("pandas", reason="one program's table is one of pandas, which is not installed")
+names = ("monitor_with_value", "start_states", "value_lag")
+monitor, start_states, value_lag = (importlib.import_module(name) for name in names)
 
 
 def test_statistic_is_page_s() -> None:
@@ -174,3 +178,36 @@ def test_start_states(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: py
     lines = [line.split(",") for line in out.read_text().splitlines()[1:]]
     assert len(lines) == 2 * 3 * 2 and all(-2000.0 < float(line[3]) < 0.0 for line in lines)
     assert "visited states by V minus own starts" in capsys.readouterr().out
+
+
+def test_soft_returns() -> None:
+    rewards, bonus = np.array([[1.0], [2.0], [4.0]]), np.array([[10.0], [20.0], [30.0]])
+    of_q, of_v = value_lag.soft_returns(rewards, bonus, gamma=0.5)
+    # From the end: 4; 2 + (4 + 30)/2 = 19; 1 + (19 + 20)/2 = 20.5, and each with its own bonus
+    np.testing.assert_allclose(of_q, [[20.5], [19.0], [4.0]])
+    np.testing.assert_allclose(of_v, [[30.5], [39.0], [34.0]])
+
+
+def test_looking_changes_no_training_and_sees_the_networks() -> None:
+    def train(every: int) -> tuple[SACV, Any]:
+        model = SACV("MlpPolicy", "HalfCheetah-v5", seed=0, device="cpu", learning_starts=50, policy_kwargs={"net_arch": [8]})
+        watching = value_lag.Look(seed=0, every=every, episodes=3, steps=2)
+        return model.learn(120, callback=watching), watching
+
+    (model, watching), (alone, _) = train(40), train(1000)
+    for ours, theirs in zip(model.policy.parameters(), alone.policy.parameters(), strict=True):
+        assert th.equal(ours, theirs)
+    assert [row["timesteps"] for row in watching.rows] == [80, 120]
+    seen = value_lag.look(model, watching.env, seed=7, steps=2)
+    watching.env.seed(7)
+    observations = watching.env.reset()
+    assert seen["V"] == pytest.approx(float(model.predict_values(observations).mean()), rel=1e-5)
+    assert seen["alpha"] == pytest.approx(float(model.log_ent_coef.exp()))
+
+
+def test_value_lag(tmp_path: Any) -> None:
+    options = ["--timesteps", "120", "--every", "40", "--episodes", "2", "--steps", "60", "--learning-starts", "50"]
+    rows = value_lag.main([*options, "--algorithms", "sac", "sacv", "--seeds", "0", "1", "--out", str(tmp_path / "lag.csv")])
+    assert len(rows) == 2 * 2 * 2 == len((tmp_path / "lag.csv").read_text().splitlines()) - 1
+    assert np.isfinite(rows[rows["algorithm"] == "sacv"].drop(columns="algorithm")).all(axis=None)
+    assert rows[rows["algorithm"] == "sac"]["V"].isna().all() and (tmp_path / "lag.png").is_file()
