@@ -202,7 +202,7 @@ def test_looking_changes_no_training_and_sees_the_networks() -> None:
     watching.env.seed(7)
     observations = watching.env.reset()
     assert seen["V"] == pytest.approx(float(model.predict_values(observations).mean()), rel=1e-5)
-    assert seen["alpha"] == pytest.approx(float(model.log_ent_coef.exp()))
+    assert seen["alpha"] == pytest.approx(model.log_ent_coef.exp().item())
 
 
 def test_value_lag(tmp_path: Any) -> None:
