@@ -97,19 +97,18 @@ class Look(BaseCallback):
 
 
 def draw(rows: pd.DataFrame, picture: pathlib.Path) -> None:
-    """What the next targets are made of (V, or SAC's min Q) less what is collected, and α: each run thin, means bold."""
-    figure, (axes, *_) = new_figure("HalfCheetah-v5: what is expected beyond what is collected", n_columns=2)
+    """What the next targets are made of (V, or SAC's min Q), what is collected in its place, and α: means over the runs."""
+    figure, (axes, *_) = new_figure("HalfCheetah-v5: what is expected and what is collected", n_columns=2)
     for algorithm, mine in rows.groupby("algorithm", sort=False):
         name = "Q" if algorithm.split("-")[0] == "sac" else "V"
-        excess = mine["min Q" if name == "Q" else name] - mine[f"collected from {name}"]
-        for panel, values in zip(axes, (excess, mine["alpha"]), strict=True):
-            curves = mine.assign(shown=values).pivot(index="timesteps", columns="seed", values="shown")
-            panel.plot(curves, color=COLOURS[algorithm], linewidth=0.7, alpha=0.5)
-            label = f"{NAMES[algorithm]}: {'min Q' if name == 'Q' else 'V'}"
-            panel.plot(curves.mean(axis=1), color=COLOURS[algorithm], label=label, linewidth=2)
-    axes[0].axhline(0.0, color="black", linewidth=0.6)
-    axes[0].set(xlabel="time steps", title="expected less collected soft return")
-    axes[1].set(xlabel="time steps", title="temperature α", yscale="log")
+        means = mine.drop(columns="algorithm").groupby("timesteps").mean()
+        thousands, color = means.index / 1000, COLOURS[algorithm]
+        expected = "min Q" if name == "Q" else name
+        axes[0].plot(thousands, means[expected], color=color, label=f"{NAMES[algorithm]}: {expected}")
+        axes[0].plot(thousands, means[f"collected from {name}"], color=color, linestyle="dashed", label="collected")
+        axes[1].plot(thousands, means["alpha"], color=color)
+    axes[0].set(xlabel="thousand time steps", title="soft return from the states visited")
+    axes[1].set(xlabel="thousand time steps", title="temperature α", yscale="log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(picture)
 
