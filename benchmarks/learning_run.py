@@ -5,7 +5,6 @@ evaluations from the first: nobody needs to know how far it came before. SACV go
 it said until there, SB3's algorithms begin again.
 """
 
-import _thread
 import dataclasses
 import json
 import os
@@ -225,7 +224,7 @@ def train(run: Run, say: Callable[[dict[str, Any]], None]) -> Any:
         before = said.go_on(model)
         callbacks.append(ResumableCheckpoint(said.folder, run.evaluate_every, keep=1))
     model.learn(run.steps - model.num_timesteps, callbacks, reset_num_timesteps=model.num_timesteps == 0)
-    if said.folder and model.num_timesteps >= run.steps:  # and not interrupted
+    if said.folder and model.num_timesteps >= run.steps:  # and not stopped by a signal
         shutil.rmtree(said.folder)
     return model
 
@@ -247,6 +246,8 @@ def rows(run: Run) -> Iterator[dict[str, Any]]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            # Ctrl-C is for the sweep, whose end is theirs
+            start_new_session=True,
             # Each run compiles for itself and in its own process, so that its processor time holds all of it
             env=os.environ | threads | {"TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
         )
@@ -260,11 +261,14 @@ def rows(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def end_with_parent() -> None:
-    """Interrupt this process when the one that started it is gone, however it went."""
+    """
+    End this process at once when the one that started it is gone, however it went: an interrupted training would write a
+    checkpoint in the middle of an episode, from which nothing repeats exactly.
+    """
 
     def watch() -> None:
         sys.stdin.read()
-        _thread.interrupt_main()
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -88,6 +89,35 @@ def test_killed_and_started_again(tmp_path):
     text = path.read_text()
     assert learning.Sweep(runs, tmp_path / "killed").to_do == []
     assert path.read_text() == text
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="finds the children of a process in Linux's /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_ended_in_the_middle_of_an_episode(how, tmp_path):
+    """The process of a run once wrote a checkpoint there when its sweep was killed, and nothing after it was repeated."""
+    run = small_run("sacv", steps=800, evaluate_every=200)
+    arguments = [
+        json.dumps(dataclasses.asdict(dataclasses.replace(run, checkpoints=str(tmp_path / "checkpoints")))),
+        str(tmp_path),
+    ]
+    script = "import json, pathlib, sys; from learning import Run, Sweep, rows; "
+    script += "Sweep([Run(**json.loads(sys.argv[1]))], pathlib.Path(sys.argv[2])).do(rows, 1)"
+    command = [sys.executable, "-c", script, *arguments]
+    path = tmp_path / "small.csv"
+    with subprocess.Popen(command, cwd=BENCHMARKS, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        while not path.exists() or ",sacv,0,400," not in path.read_text():
+            assert process.poll() is None, "the sweep ended before it was killed"
+            time.sleep(0.02)
+        (worker,) = processes_of(process.pid)
+        time.sleep(0.2)
+        os.killpg(process.pid, how)
+    deadline = time.monotonic() + 60
+    while pathlib.Path("/proc", str(worker)).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not pathlib.Path("/proc", str(worker)).exists()
+    subprocess.run(command, cwd=BENCHMARKS, stderr=subprocess.DEVNULL, check=True)
+    assert learning.Sweep([run], tmp_path / "whole").do(rows, 1) == []
+    assert without_times(path) == without_times(tmp_path / "whole" / "small.csv")
 
 
 def test_half_a_file(tmp_path):
