@@ -94,7 +94,7 @@ def profiles(measured: Measured) -> "Figure":
     :param measured: the finished runs
     :return: for each algorithm that has run on all tasks that SAC has, the share of runs over a normalised score
     """
-    tasks = [task for task in measured.tasks if task in RANDOM and not measured.table(task, "sac").empty]
+    tasks = [task for task in measured.whole_tasks() if task in RANDOM]
     figure, grid = new_figure("Performance profiles: 0 is the random policy, 1 the IQM of SAC's scores")
     axes = grid[0, 0]
     for algorithm in measured.algorithms:
@@ -145,7 +145,7 @@ def draw_all(
     :return: the files written
     """
     figures = {"curves-steps": curves(measured, False), "curves-minutes": curves(measured, True)}
-    if any(task in RANDOM and not measured.table(task, "sac").empty for task in measured.tasks):
+    if any(task in RANDOM for task in measured.whole_tasks()):
         figures["profiles"] = profiles(measured)
     if probabilities:
         figures["improvement"] = improvements(probabilities)

@@ -149,6 +149,13 @@ class Measured:
         planned = set(TASKS[task].seeds) if task in TASKS else set()
         return len(planned - set(self.table(task, algorithm).index))
 
+    def whole_tasks(self) -> list[str]:
+        """
+        :return: what is said of all tasks is said of these: with every run of SACV and SAC, where there are none with any
+        """
+        both = [task for task in self.tasks if not (self.table(task, "sacv").empty or self.table(task, "sac").empty)]
+        return [task for task in both if not self.missing(task, "sacv") + self.missing(task, "sac")] or both
+
 
 def interval(function: Callable[..., float], *scores: np.ndarray) -> tuple[float, float]:
     """
@@ -241,11 +248,12 @@ def improvement(measured: Measured) -> dict[str, tuple[float, tuple[float, float
         probability = probability_of_improvement(ours[:, None], sac[:, None])
         result[task] = probability, interval(probability_of_improvement, ours, sac)
     if len(pairs) > 1:
+        whole = [pairs[task] for task in measured.whole_tasks()]
         # rliable takes the same number of runs for each task: the first ones, those that all have
-        n_runs = min(len(scores) for pair in pairs.values() for scores in pair)
-        ours, sac = (np.stack([pair[i][:n_runs] for pair in pairs.values()], axis=1) for i in (0, 1))
+        n_runs = min(len(scores) for pair in whole for scores in pair)
+        ours, sac = (np.stack([pair[i][:n_runs] for pair in whole], axis=1) for i in (0, 1))
         probability = probability_of_improvement(ours, sac)
-        result["all tasks"] = probability, interval(probability_of_improvement, ours, sac)
+        result["all tasks whose runs are all there"] = probability, interval(probability_of_improvement, ours, sac)
     return result
 
 

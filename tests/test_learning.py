@@ -281,6 +281,24 @@ def test_numbers_of_the_report(folder):
     assert learning_report.first_reached(measured, "Pendulum-v1", "sacv", 1000.0).tolist() == [np.inf] * 4
 
 
+def test_what_is_said_of_all_tasks_is_of_finished_ones(tmp_path):
+    """One run of a fifth task once left a single run of each in the sum."""
+    for task, seeds, steps in (("Pendulum-v1", 5, 20_000), ("InvertedPendulum-v5", 5, 25_000), ("Reacher-v5", 1, 50_000)):
+        lines = [
+            evaluation(algorithm, seed, step, -float(seed)) | {"task": task}
+            for algorithm in ("sacv", "sac")
+            for seed in range(seeds)
+            for step in (steps - 10_000, steps - 5_000, steps)
+        ]
+        (tmp_path / f"{task}.csv").write_text(in_lines(lines, header=True))
+        (tmp_path / f"{task}.json").write_text(json.dumps({"steps": steps}))
+    measured = learning_report.Measured(tmp_path)
+    assert measured.tasks == ["Pendulum-v1", "InvertedPendulum-v5", "Reacher-v5"]
+    assert measured.whole_tasks() == ["Pendulum-v1", "InvertedPendulum-v5"]
+    *_, (low, high) = learning_report.improvement(measured)["all tasks whose runs are all there"]
+    assert low < 0.4 and high > 0.6
+
+
 def test_bar_of_pendulum():
     met = learning_report.BARS[0].met
 
