@@ -1,5 +1,6 @@
 """Checkpoints as scripts use them: totals, names of folders, interrupts, errors, and what is refused before it costs."""
 
+import io
 import os
 import signal
 from typing import Any
@@ -39,6 +40,11 @@ def interrupts() -> Any:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def interrupt() -> None:
+    """As Ctrl-C does."""
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("total", [1e2, np.int64(100), np.float32(100)], ids=["float", "int64", "float32"])
@@ -98,10 +104,46 @@ def test_the_working_directory_may_change(tmp_path, monkeypatch):
 
 
 def test_interrupt_in_the_last_rollout(tmp_path):
-    callbacks = [ResumableCheckpoint(tmp_path, 30), At(90, lambda: signal.raise_signal(signal.SIGINT))]
+    callbacks = [ResumableCheckpoint(tmp_path, 30), At(90, interrupt)]
     model = make(train_freq=(1, "episode")).learn(100, callback=callbacks)
     other = make(train_freq=(1, "episode"))
     assert other.load_checkpoint(tmp_path) and other.num_timesteps == model.num_timesteps == 100
+
+
+class Terminal(io.StringIO):
+    """One that is gone, or one whose ``write()`` is not finished when the signal comes."""
+
+    error: Exception | None = BrokenPipeError()
+    said = 0
+
+    def write(self, text: str) -> int:
+        self.said += "Interrupted" in text
+        if self.error:
+            raise self.error
+        return len(text)
+
+
+@pytest.mark.parametrize("train_freq", [1, (1, "episode")], ids=str)
+def test_interrupted_without_a_terminal(train_freq, tmp_path, monkeypatch):
+    """The message went to a closed pipe where the signal came: its exception ended the training before the checkpoint."""
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    make(train_freq=train_freq).learn(100, callback=[ResumableCheckpoint(tmp_path, 30), At(64, interrupt)])
+    other = make()
+    other.load_checkpoint(tmp_path)
+    assert other.num_timesteps >= 64 and terminal.said == 1
+
+
+def test_interrupted_while_something_is_printed(tmp_path, monkeypatch):
+    """A ``print()`` within another raises, if that is where the signal came."""
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+
+    def printing() -> None:
+        terminal.error = RuntimeError("reentrant call")
+        interrupt()
+        terminal.error = None
+
+    make().learn(100, callback=[ResumableCheckpoint(tmp_path, 30), At(64, printing)])
+    assert terminal.said == 1
 
 
 def test_after_an_error_ctrl_c_interrupts_again(tmp_path):

@@ -1,5 +1,6 @@
 """The callback that writes checkpoints while a training goes on."""
 
+import contextlib
 import pathlib
 import signal
 import threading
@@ -47,7 +48,7 @@ class ResumableCheckpoint(BaseCallback):
         self.folder = pathlib.Path(folder).absolute()
         self.save_freq, self.keep, self.at_episode_end = save_freq, keep, at_episode_end
         # A signal came; the training was stopped because of it
-        self._interrupted = self._stopped = False
+        self._interrupted = self._told = self._stopped = False
         self._handlers: dict[int, Any] = {}
         self._saved_at = 0
         self._done = np.zeros(0, dtype=bool)
@@ -72,7 +73,7 @@ class ResumableCheckpoint(BaseCallback):
         with writing(self.folder):
             lock(self.folder)
         self._saved_at = self.num_timesteps
-        self._interrupted = self._stopped = False
+        self._interrupted = self._told = self._stopped = False
         self._done = np.zeros(self.training_env.num_envs, dtype=bool)
         self._states = random_state.env_states(self.training_env)
         if threading.current_thread() is threading.main_thread():
@@ -85,7 +86,17 @@ class ResumableCheckpoint(BaseCallback):
         """Called by the system: stop at the next consistent moment."""
         self._restore_handlers()
         self._interrupted = True
-        print(f"Interrupted: a checkpoint is written to {self.folder} and the training stops. Once more interrupts at once.")
+
+    def _tell(self) -> None:
+        """
+        Say that it was interrupted. Not where the signal came: that may have been within another ``print()``, which would
+        raise. Nor may a terminal that is gone keep the checkpoint from being written.
+        """
+        if self._interrupted and not self._told:
+            self._told = True
+            with contextlib.suppress(OSError, ValueError):
+                then = "and the training stops. Once more interrupts at once."
+                print(f"Interrupted: a checkpoint is written to {self.folder} {then}")
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
@@ -93,6 +104,7 @@ class ResumableCheckpoint(BaseCallback):
         self._handlers = {}
 
     def _on_rollout_start(self) -> None:
+        self._tell()
         begun = vars(self.model).pop("_rollout_begun", None)
         if begun is not None:
             random_state.set_global_states(begun[0])
@@ -102,6 +114,7 @@ class ResumableCheckpoint(BaseCallback):
             self._save()
 
     def _on_step(self) -> bool:
+        self._tell()
         self._done = np.array(self.locals["dones"], dtype=bool)
         self._states_before, self._states = self._states, random_state.env_states(self.training_env)
         # The checkpoint is there: the step that was made since is not in it
