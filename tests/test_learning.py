@@ -94,7 +94,7 @@ def test_killed_and_started_again(tmp_path):
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="finds the children of a process in Linux's /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_ended_in_the_middle_of_an_episode(how, tmp_path):
-    """The process of a run once wrote a checkpoint there when Ctrl-C reached it, and nothing after it was repeated."""
+    """A run whose sweep was gone once wrote a checkpoint there and ended: what was resumed from it was another run."""
     run = small_run("sacv", steps=800, evaluate_every=200)
     arguments = [
         json.dumps(dataclasses.asdict(dataclasses.replace(run, checkpoints=str(tmp_path / "checkpoints")))),
