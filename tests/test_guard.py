@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_softvalue import SACV
 from sb3_softvalue.execution.optimizers import OptimizerStep
 from sb3_softvalue.guard import NonFiniteError
+from sb3_softvalue.guard.errors import non_finite_names
 from tests.helpers import PointGoalEnv, assert_same, box_env, filled, small, train
 
 LEARNING_STARTS = 20
@@ -114,6 +115,17 @@ def test_injected(quantity, value, seed, tmp_path):
     if quantity == "action":
         del model.policy.predict
     assert_usable(model, tmp_path / "model")
+
+
+def test_names_of_what_is_not_finite():
+    """Found by sums first, which overflow for numbers that are finite, and in which two infinities could hide each other."""
+    huge, number = th.full((8,), 3e38), th.ones(8)
+    nan, both = th.tensor([1.0, th.nan]), th.tensor([th.inf, -th.inf, 1.0])
+    assert non_finite_names([("a", huge), ("b", number), ("c", th.arange(3))]) == []
+    assert non_finite_names([("a", huge), ("b", nan), ("c", both), ("d", th.tensor([th.inf]))]) == ["b", "c", "d"]
+    assert non_finite_names([("a", th.tensor([th.inf])), ("b", th.tensor([-th.inf]))]) == ["a", "b"]
+    assert non_finite_names([("a", th.ones(2, dtype=th.float64)), ("b", nan.half())]) == ["b"]
+    assert non_finite_names([]) == []
 
 
 def test_which_environment():
