@@ -304,6 +304,39 @@ def test_an_actor_that_samples_for_itself():
     assert differs(parameters_of(plain.policy), parameters_of(filled(box_env()).policy))
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("n_observations", [1, 3])
+def test_actions_are_sb3s_to_the_bit(n_observations, deterministic):
+    """And so is the random number that is drawn next."""
+    policy = filled(box_env()).policy
+    observations = th.randn(n_observations, 3)
+    drawn = []
+    for predict in (policy._predict, lambda *args: SACPolicy._predict(policy, *args)):
+        th.manual_seed(1)
+        drawn.append(th.cat([predict(observations, deterministic).flatten(), th.rand(1)]))
+    assert th.equal(*drawn)
+
+
+def test_a_hook_of_the_actor_sees_every_prediction():
+    model = filled(box_env())
+    seen = []
+    handle = model.actor.register_forward_hook(lambda module, args, actions: seen.append(actions.numpy()))
+    actions, _ = model.policy.predict(np.zeros((2, 3), dtype=np.float32), deterministic=True)
+    handle.remove()
+    model.predict(np.zeros((2, 3), dtype=np.float32))
+    assert len(seen) == 1
+    np.testing.assert_array_equal(model.policy.unscale_action(seen[0]), actions)
+
+
+@pytest.mark.parametrize("layer", ["mu", "log_std"])
+def test_an_action_that_is_not_a_number_is_refused_as_by_sb3(layer):
+    model = filled(box_env())
+    with th.no_grad():
+        getattr(model.actor, layer).bias[0] = th.nan
+    with pytest.raises(ValueError, match="found invalid values"):
+        model.predict(np.zeros(3, dtype=np.float32), deterministic=layer == "mu")
+
+
 def test_large_samples_are_taken_in_bounded_chunks(monkeypatch):
     """Many gradient steps at once: few samples of the buffer, none larger than the bound."""
     model = filled(box_env())
