@@ -222,7 +222,7 @@ class SACV(Readings, Saving, Guarded):
         if hasattr(env, "action_space"):
             checks.check_action_space(env.action_space)
             checks.check_observation_space(env.observation_space)
-        return SAC._wrap_env(env, verbose, monitor_wrapper)
+        return checks.check_wrappers(SAC._wrap_env(env, verbose, monitor_wrapper))
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """

@@ -1,5 +1,6 @@
 """A model in and out of files: what SB3's save and load have to know about the value network."""
 
+import contextlib
 import copy
 import io
 import pathlib
@@ -116,11 +117,11 @@ class Saving(SAC):
 
     def learn(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and let the callbacks clean up after it even where an exception ends it."""
-        try:
-            return super().learn(*args, **kwargs)
-        finally:
-            for end in reversed(vars(self).pop("_when_learn_ends", [])):
-                end()
+        with contextlib.ExitStack() as ends:
+            vars(self)["_when_learn_ends"] = ends
+            ends.callback(vars(self).pop, "_when_learn_ends", None)
+            super().learn(*args, **kwargs)
+        return self
 
     def save_checkpoint(self, folder: str | pathlib.Path) -> None:
         """

@@ -194,6 +194,18 @@ class TestRefused:
             (dict(env=[short_pendulum] * 2), "number of environments 1, this one has 2"),
             (dict(env=[reacher]), "observation space"),
             (dict(normalize=True), "VecNormalize False, this one has True"),
+            (
+                dict(policy_kwargs=dict(net_arch=[16], activation_fn=th.nn.Tanh)),
+                r"layers 'actor.latent_pi.1 ReLU\(\)', this one has 'actor.latent_pi.1 Tanh\(\)'",
+            ),
+            (
+                dict(policy_kwargs=dict(net_arch=[16], optimizer_class=th.optim.SGD)),
+                "optimizers 'actor.optimizer Adam', this one has 'actor.optimizer SGD'",
+            ),
+            (
+                dict(policy_kwargs=dict(net_arch=[16], optimizer_kwargs=dict(weight_decay=0.1))),
+                "optimizers 'actor.optimizer weight_decay=0', this one has 'actor.optimizer weight_decay=0.1'",
+            ),
         ],
     )
     def test_another_model(self, options, what, tmp_path):
@@ -203,6 +215,12 @@ class TestRefused:
         with pytest.raises(CheckpointError, match=what):
             other.load_checkpoint(tmp_path)
         assert_same(everything(other), before)
+
+    def test_what_changes_nothing_but_the_speed_may_change(self, tmp_path):
+        make().learn(50).save_checkpoint(tmp_path)
+        other = make(policy_kwargs=dict(net_arch=[16], optimizer_kwargs=dict(foreach=True)), learning_rate=1e-4)
+        other.load_checkpoint(tmp_path)
+        other.learn(50, reset_num_timesteps=False)
 
     def test_unknown_state(self, tmp_path):
         class Noise(NormalActionNoise):
@@ -243,6 +261,17 @@ class TestRefused:
             fcntl.flock(file, fcntl.LOCK_EX)
             with pytest.raises(CheckpointError, match="Another process writes checkpoints"):
                 make().learn(10).save_checkpoint(tmp_path)
+
+
+def test_before_the_first_step(tmp_path):
+    """The seeds of the first episodes are among what is kept."""
+    whole = make()
+    whole.save_checkpoint(tmp_path)
+    whole.learn(60)
+    other = make(seed=99)
+    assert other.load_checkpoint(tmp_path)
+    other.learn(60, reset_num_timesteps=False)
+    assert_same(state_of(other), state_of(whole))
 
 
 def test_weights_only(tmp_path):

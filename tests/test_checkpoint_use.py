@@ -2,7 +2,10 @@
 
 import io
 import os
+import pathlib
+import shutil
 import signal
+import tempfile
 from typing import Any
 
 import gymnasium as gym
@@ -12,9 +15,10 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from stable_baselines3.sac.sac import SAC
 
+from sb3_softvalue import SACV
 from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint, save_checkpoint
 from sb3_softvalue.checkpoint.folder import checkpoints
 from tests.helpers import assert_same
@@ -160,6 +164,84 @@ def test_after_an_error_ctrl_c_interrupts_again(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_interrupted_with_the_processes_of_its_environments(start_method, number, tmp_path):
+    """A terminal sends Ctrl-C to all of them, and many a scheduler its SIGTERM."""
+    env = SubprocVecEnv([short_pendulum] * 2, start_method=start_method)
+
+    def interrupt_all() -> None:
+        for process in env.processes:
+            os.kill(process.pid, number)
+            process.join()
+        signal.raise_signal(number)
+
+    options = dict(learning_starts=40, batch_size=16, policy_kwargs=dict(net_arch=[16]), buffer_size=500, seed=0)
+    model = SACV("MlpPolicy", env, train_freq=8, **options)
+    model.learn(400, callback=[ResumableCheckpoint(tmp_path, 50), At(124, interrupt_all)])
+    # The step that was answered is in it, with its transitions
+    assert model.num_timesteps == 124 and model.replay_buffer.pos == 62
+    other = make(env=[short_pendulum] * 2)
+    assert not other.load_checkpoint(tmp_path)
+    assert_same(everything(other), everything(model))
+    assert other.num_timesteps == 124
+    # As a script ends
+    model.env.close()
+    assert not any(process.is_alive() for process in env.processes)
+
+
+def test_an_environment_that_dies_is_an_error(tmp_path):
+    """No interrupt has come."""
+    env = SubprocVecEnv([short_pendulum] * 2)
+    model = SACV("MlpPolicy", env, learning_starts=1_000, buffer_size=500)
+    with pytest.raises((EOFError, ConnectionError)):
+        model.learn(400, callback=[ResumableCheckpoint(tmp_path, 50), At(120, env.processes[0].kill)])
+    for process in env.processes:
+        process.kill()
+
+
+def is_claimed(folder: Any) -> bool:
+    """Whether another process would be refused."""
+    fcntl = pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
+    with open(folder / ".lock", "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_the_folder_is_claimed_while_it_trains(tmp_path):
+    """Not afterwards, when the process may stay open, and again if the folder was removed."""
+    folder, seen = tmp_path / "run", []
+    callbacks = [ResumableCheckpoint(folder, 30), At(40, lambda: seen.append(is_claimed(folder)))]
+    for _ in range(2):
+        model = make().learn(60, callback=callbacks)
+        assert not is_claimed(folder)
+        shutil.rmtree(folder)
+    with pytest.raises(ZeroDivisionError):
+        make().learn(60, callback=[*callbacks, At(50, lambda: 1 // 0)])
+    assert not is_claimed(folder)
+    assert seen == [True] * 3
+    # That of a loop of one's own until the process ends
+    model.save_checkpoint(folder)
+    assert is_claimed(folder)
+    shutil.rmtree(folder)
+    model.save_checkpoint(folder)
+    assert is_claimed(folder)
+
+
+def test_a_forked_process_has_claimed_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
+    model = make().learn(20)
+    model.save_checkpoint(tmp_path)
+    model.save_checkpoint(tmp_path)
+    monkeypatch.setattr("sb3_softvalue.checkpoint.folder.os.getpid", lambda: 1)
+    with pytest.raises(CheckpointError, match="or has done so and still runs: end it"):
+        model.save_checkpoint(tmp_path)
+
+
 class TestRefusedAtOnce:
     """Not after the first 10,000 steps, which would be lost."""
 
@@ -189,6 +271,23 @@ class TestRefusedAtOnce:
         with open(tmp_path / ".lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self.refused(make(), tmp_path, "Another process writes checkpoints")
+
+    def test_a_folder_that_is_read_only(self):
+        """Though the lock's file of an earlier run can be written."""
+        nobody = 65534
+        if not hasattr(os, "seteuid") or os.geteuid() != 0:
+            pytest.skip("only root can make a folder that somebody else cannot write to")
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            folder.joinpath(".lock").touch()
+            folder.joinpath(".lock").chmod(0o666)
+            folder.chmod(0o555)
+            model = make()
+            os.seteuid(nobody)
+            try:
+                self.refused(model, folder, "could not be written to .* \\(Permission denied\\)")
+            finally:
+                os.seteuid(0)
 
     def test_callbacks_that_tell_it_of_steps_only(self, tmp_path):
         env = DummyVecEnv([short_pendulum])

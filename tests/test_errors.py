@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import SAC
+from stable_baselines3 import SAC, HerReplayBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 from stable_baselines3.sac.policies import MlpPolicy as SACMlpPolicy
 from stable_baselines3.sac.policies import SACPolicy
 
@@ -28,6 +31,7 @@ HALF_BOUNDED = spaces.Box(np.array([-1.0, -1.0]), np.array([1.0, np.inf]), dtype
         (spaces.MultiBinary(4), r"continuous actions.*MultiBinary.*PPO or A2C"),
         (UNBOUNDED, r"finite bounds.*finite low and high"),
         (HALF_BOUNDED, r"finite bounds.*finite low and high"),
+        (spaces.Box(-3e38, 3e38, (2,), dtype=np.float32), "width of their bounds, which is too large for float32"),
     ],
 )
 # gymnasium's, for an infinite bound
@@ -66,6 +70,10 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (dict(ent_coef="auto_x"), ValueError, "ent_coef must be a number, 'auto' or"),
     (dict(policy_kwargs=dict(net_arc=[8])), TypeError, "SACVPolicy has no argument net_arc: policy_kwargs may hold net_arch"),
     (dict(policy_kwargs=dict(n_critics=0)), ValueError, "n_critics must be a whole number of at least 1, got 0"),
+    (dict(policy_kwargs=dict(optimizer_class=th.optim.LBFGS)), ValueError, "from gradients alone and LBFGS needs a closure"),
+    (dict(replay_buffer_class=RolloutBuffer), ValueError, "must be a subclass of SB3's ReplayBuffer, got .*RolloutBuffer"),
+    (dict(replay_buffer_class="HER"), ValueError, "must be a subclass of SB3's ReplayBuffer, got 'HER'"),
+    (dict(replay_buffer_class=HerReplayBuffer), ValueError, "HerReplayBuffer needs Dict observations"),
 ]
 
 
@@ -73,6 +81,73 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_option(options, error, match):
     with pytest.raises(error, match=match):
         small(SACV, box_env(), **options)
+
+
+def noise_of(size: int) -> NormalActionNoise:
+    return NormalActionNoise(np.zeros(size), np.ones(size))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [noise_of(3), OrnsteinUhlenbeckActionNoise(np.zeros(3), np.ones(3)), VectorizedActionNoise(noise_of(3), 1)],
+    ids=lambda noise: type(noise).__name__,
+)
+def test_action_noise(noise):
+    with pytest.raises(ValueError, match=r"action_noise must have the shape of an action, \(2,\), got \(3,\)"):
+        small(SACV, box_env(), action_noise=noise)
+    for size in (1, 2):
+        small(SACV, box_env(), action_noise=noise_of(size)).learn(15)
+
+
+IMAGE = spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8)
+SMALL_IMAGE = spaces.Box(0, 255, (8, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "observation_space, policy, match",
+    [
+        (spaces.Box(-1.0, 1.0, ()), "MlpPolicy", "Observations must have an axis"),
+        (spaces.MultiDiscrete([[2, 3], [4, 2]]), "MlpPolicy", "MultiDiscrete observations of one axis"),
+        (SMALL_IMAGE, "CnnPolicy", r"needs 36 by 36 pixels or more, got Box\(0, 255, \(3, 8, 8\)"),
+        (spaces.Dict(image=SMALL_IMAGE), "MultiInputPolicy", "needs 36 by 36 pixels or more"),
+        (spaces.Dict(), "MultiInputPolicy", "Observations must have at least one key"),
+        (spaces.Dict({"a.b": OBSERVATIONS}), "MultiInputPolicy", "cannot be called 'a.b'.*rename the key"),
+        (spaces.Dict({"keys": OBSERVATIONS}), "MultiInputPolicy", "cannot be called 'keys'.*rename the key"),
+    ],
+    ids=str,
+)
+def test_observation_space(observation_space, policy, match):
+    with pytest.raises(ValueError, match=match):
+        small(SACV, RandomEnv(observation_space), policy=policy)
+
+
+def behind(observation_space: spaces.Space) -> DummyVecEnv:
+    return DummyVecEnv([lambda: RandomEnv(observation_space)])
+
+
+@pytest.mark.parametrize(
+    "make_env, policy, match",
+    [
+        (lambda: VecNormalize(behind(IMAGE), norm_obs=False), "CnnPolicy", "put it around the wrappers that change"),
+        (lambda: VecFrameStack(VecNormalize(behind(OBSERVATIONS)), 2), "MlpPolicy", "put it around the wrappers that change"),
+        (lambda: VecNormalize(behind(spaces.Discrete(5)), norm_obs=False), "MlpPolicy", r"cannot store Discrete\(5\) behind"),
+    ],
+    ids=["image", "VecFrameStack", "Discrete"],
+)
+def test_vec_normalize_inside(make_env, policy, match):
+    """SB3's replay buffer holds what VecNormalize was given; SAC fails too, while it trains."""
+    with pytest.raises(ValueError, match=match):
+        small(SACV, make_env(), policy=policy)
+    with pytest.raises(ValueError, match=f"{match}|spaces do not match"):
+        small(SACV, box_env()).set_env(make_env())
+
+
+def test_vec_normalize_outside():
+    """As the errors say."""
+    policy_kwargs = dict(net_arch=[8], features_extractor_kwargs=dict(features_dim=8))
+    images = VecNormalize(VecTransposeImage(behind(IMAGE)), norm_obs=False)
+    small(SACV, images, policy="CnnPolicy", policy_kwargs=policy_kwargs).learn(25)
+    small(SACV, VecNormalize(VecFrameStack(behind(OBSERVATIONS), 2))).learn(25)
 
 
 @pytest.mark.parametrize("model_class", [SAC, SACV])

@@ -133,4 +133,10 @@ def test_refused(tmp_path):
         export_onnx(SAC("MlpPolicy", box_env(), **SMALL), path)
     with pytest.raises(ValueError, match="vec_normalize must be a VecNormalize, got str"):
         export_onnx(filled(box_env()), path, vec_normalize="vecnormalize.pkl")
+    other = VecNormalize(DummyVecEnv([lambda: RandomEnv(IMAGE)]), norm_obs=True)
+    with pytest.raises(ValueError, match=r"statistics of shape \(36, 36, 1\), the model's observation has shape \(3,\)"):
+        export_onnx(filled(box_env()), path, vec_normalize=other)
+    other = VecNormalize(DummyVecEnv([lambda: RandomEnv(spaces.Dict(other=box_env().observation_space))]))
+    with pytest.raises(ValueError, match="normalises 'other', which is no observation"):
+        export_onnx(filled(box_env()), path, vec_normalize=other)
     assert not path.exists()

@@ -4,14 +4,16 @@ import contextlib
 import pathlib
 import signal
 import threading
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_softvalue.checkpoint import random_state, state
-from sb3_softvalue.checkpoint.folder import CheckpointError, lock, writing
+from sb3_softvalue.checkpoint.folder import CheckpointError, lock, unlock, writing
 from sb3_softvalue.checkpoint.save_load import KEEP, check_storable, save_checkpoint
 from sb3_softvalue.checks import check_whole_number
 
@@ -67,11 +69,17 @@ class ResumableCheckpoint(BaseCallback):
         # What would end the training at its first checkpoint ends it before its first step
         if not hasattr(self.model, "save_checkpoint"):
             raise CheckpointError(
-                f"ResumableCheckpoint is for SACV, got {type(self.model).__name__}: make a SACV of it first."
+                f"ResumableCheckpoint is for SACV, got {type(self.model).__name__}: train a SACV, or make one of a SAC with "
+                "SACV.from_sac."
             )
         check_storable(self.model)
         with writing(self.folder):
-            lock(self.folder)
+            claimed = lock(self.folder)
+        # SB3 says nothing to its callbacks when an exception ends the training
+        ends: contextlib.ExitStack = vars(self.model)["_when_learn_ends"]
+        if claimed:
+            ends.callback(unlock, self.folder)
+        ends.push(self._when_learn_ends)
         self._saved_at = self.num_timesteps
         self._interrupted = self._told = self._stopped = False
         self._done = np.zeros(self.training_env.num_envs, dtype=bool)
@@ -79,8 +87,6 @@ class ResumableCheckpoint(BaseCallback):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._interrupt)
-            # SB3 says nothing to its callbacks when an exception ends the training
-            vars(self.model).setdefault("_when_learn_ends", []).append(self._restore_handlers)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         """Called by the system: stop at the next consistent moment."""
@@ -97,6 +103,28 @@ class ResumableCheckpoint(BaseCallback):
             with contextlib.suppress(OSError, ValueError):
                 then = "and the training stops. Once more interrupts at once."
                 print(f"Interrupted: a checkpoint is written to {self.folder} {then}")
+
+    def _when_learn_ends(self, kind: Any, error: BaseException | None, traceback: TracebackType | None) -> bool:
+        """
+        Clean up. A terminal, and many a scheduler, sends its signal to the environments' processes too: what is lost then is
+        the step that they did not answer.
+
+        :param error: that ended the training, or None
+        :return: whether that was the interrupt itself, so that there is no error
+        """
+        self._restore_handlers()
+        env = self.training_env.unwrapped
+        if not (self._interrupted and isinstance(error, (EOFError, ConnectionError)) and isinstance(env, SubprocVecEnv)):
+            return False
+        self._tell()
+        for process in env.processes:
+            process.terminate()
+            process.join()
+        # There is nobody left to whom close() could say anything
+        env.waiting, env.closed = False, True
+        if self.num_timesteps > self._saved_at:
+            self._save()
+        return True
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():

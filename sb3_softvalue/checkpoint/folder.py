@@ -24,8 +24,8 @@ FORMAT = 1
 MANIFEST, BLOCKS = "manifest.json", "replay"
 _NAME = re.compile(r"checkpoint-\d{6}")
 _BLOCK = re.compile(r"[0-9a-f]{64}\.npy")
-# Folders that this process writes to, until it ends
-_locks: dict[str, int] = {}
+# Folders that are claimed, by which process (one that was forked has claimed nothing), and its file
+_locks: dict[str, tuple[int, int]] = {}
 
 
 class CheckpointError(RuntimeError):
@@ -67,24 +67,47 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def lock(folder: pathlib.Path) -> None:
+def lock(folder: pathlib.Path) -> bool:
     """
-    Claim the folder for this process.
+    Claim the folder for this process, until ``unlock`` or its end.
 
     :param folder: of the run, made if it is not there
-    :raises CheckpointError: if another process writes to it
+    :return: whether it was not claimed already
+    :raises CheckpointError: if another process has claimed it
+    :raises OSError: if nothing can be written there
     """
     folder.mkdir(parents=True, exist_ok=True)
-    key = str(folder.resolve())
-    if fcntl is None or key in _locks:
-        return
-    file = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+    path, key = folder / ".lock", str(folder.resolve())
+    if fcntl is None or _is_claimed(key, path):
+        return False
+    # The lock's file may be writable in a folder that is not
+    probe = folder / f".probe.{os.getpid()}"
+    probe.mkdir(exist_ok=True)
+    probe.rmdir()
+    file = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(file)
-        raise CheckpointError(f"Another process writes checkpoints to {folder}: give each run a folder of its own.") from error
-    _locks[key] = file
+        raise CheckpointError(
+            f"Another process writes checkpoints to {folder}, or has done so and still runs: end it, or give each run a "
+            "folder of its own."
+        ) from error
+    _locks[key] = os.getpid(), file
+    return True
+
+
+def _is_claimed(key: str, path: pathlib.Path) -> bool:
+    """:return: whether this process has claimed the folder, which has not been removed since then"""
+    process, file = _locks.get(key, (None, -1))
+    return process == os.getpid() and path.exists() and os.path.samestat(os.fstat(file), path.stat())
+
+
+def unlock(folder: pathlib.Path) -> None:
+    """:param folder: that is claimed no longer"""
+    process, file = _locks.pop(str(folder.resolve()), (None, -1))
+    if process == os.getpid():
+        os.close(file)
 
 
 def sync_folder(folder: pathlib.Path) -> None:

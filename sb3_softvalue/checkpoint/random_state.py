@@ -45,10 +45,20 @@ def generator_from(state: dict[str, Any]) -> np.random.Generator:
 
 def env_states(env: VecEnv) -> list[dict[str, Any]] | None:
     """:return: state of each environment's own generator; None where they have none that can be reached"""
+    if getattr(env.unwrapped, "closed", False):
+        return None
     try:
         return [generator_state(generator) for generator in env.get_attr("np_random")]
     except (AttributeError, NotImplementedError):
         return None
+    except (EOFError, ConnectionError):  # of processes that are gone, which the next step will say
+        return None
+
+
+def pending_seeds(env: VecEnv) -> list[int | None] | None:
+    """:return: with which the environments will be reset for the first time; None if they have been"""
+    seeds = [None if seed is None else int(seed) for seed in env.unwrapped._seeds]
+    return seeds if any(seed is not None for seed in seeds) else None
 
 
 def set_env_states(env: VecEnv, states: list[dict[str, Any]]) -> None:

@@ -41,6 +41,7 @@ def save_checkpoint(
     assert model.replay_buffer is not None and model.env is not None
     env_states = random_state.env_states(model.env)
     content = state.scalars(model) | {"environments": env_states, "before episodes": before_episodes}
+    content["seeds"] = random_state.pending_seeds(model.env)
     try:
         text = json.dumps(content)
     except TypeError as error:
@@ -139,6 +140,9 @@ def _rehearse(model: OffPolicyAlgorithm, content: dict[str, Any], tensors: dict[
         random_state.set_global_states(content["random"])
     finally:
         random_state.set_global_states(before)
+    seeds = content["seeds"]
+    if seeds is not None and not (len(seeds) == model.n_envs and all(isinstance(seed, (int, type(None))) for seed in seeds)):
+        raise ValueError(f"the seeds of its environments are {seeds!r}")
     generators = [content["action space"], *(content["environments"] or ()), *(content["before episodes"] or ())]
     for generator in generators:
         if generator is not None:
@@ -203,6 +207,10 @@ def _begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any], last: An
     env, normalize = model.env, model.get_vec_normalize_env()
     assert env is not None
     after, before = content["environments"], content["before episodes"]
+    if content["seeds"] is not None:  # nothing has begun yet
+        env.unwrapped._seeds = list(content["seeds"])
+        model._last_obs = None
+        return True
     if after is not None:
         # The first reset of a VecEnv seeds its environments
         env.reset()

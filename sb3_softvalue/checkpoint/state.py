@@ -1,6 +1,9 @@
 """What a training is made of, beside its replay buffer, and how it is put into a model."""
 
+import functools
+import itertools
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,8 @@ from sb3_softvalue.checkpoint.folder import CheckpointError
 
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_total_timesteps", "_num_timesteps_at_start")
 OTHERS = ("_current_progress_remaining", "_resolved_execution")
+# Of an optimizer, may be others in the model that goes on
+_FREE_OPTIONS = frozenset({"params", "lr", "initial_lr", "fused", "foreach", "capturable"})
 # gSDE's exploration matrices, drawn and used until the next draw
 SDE = ("exploration_mat", "exploration_matrices")
 
@@ -35,13 +40,30 @@ def facts(model: OffPolicyAlgorithm) -> dict[str, Any]:
         # That of each environment, whether or not learn() has made several of it
         "action noise": type(getattr(model.action_noise, "base_noise", model.action_noise)).__name__,
         "VecNormalize": env is not None,
+        "temperature": sorted(variables(model)),
         "networks": {
             name: [list(tensor.shape) for tensor in parameters.values()]
             for name, parameters in model.get_parameters().items()
             if "optimizer" not in name and not isinstance(parameters, th.Tensor)
         },
-        "temperature": sorted(variables(model)),
+        "layers": [
+            f"{name} {type(module).__name__ if any(True for _ in module.children()) else module}"
+            for name, module in model.policy.named_modules()
+            if name
+        ],
+        "optimizers": list(_optimizers(model)),
     }
+
+
+def _optimizers(model: OffPolicyAlgorithm) -> Iterator[str]:
+    """:return: what each optimizer is and is told, but for the learning rate and what decides about its speed alone"""
+    for name in model._get_torch_save_params()[0]:
+        optimizer = functools.reduce(getattr, name.split("."), model)
+        if isinstance(optimizer, th.optim.Optimizer):
+            yield f"{name} {type(optimizer).__name__}"
+            for group in optimizer.param_groups:
+                for option in sorted(set(group) - _FREE_OPTIONS):
+                    yield f"{name} {option}={group[option]!r}"
 
 
 def variables(model: OffPolicyAlgorithm) -> dict[str, th.Tensor]:
@@ -65,14 +87,17 @@ def check_facts(saved: dict[str, Any], own: dict[str, Any]) -> None:
 
 
 def _difference(saved: Any, own: Any) -> tuple[str, str]:
-    """:return: of shapes of networks the first that differ, or how many there are; else both values"""
+    """:return: of shapes, layers or options the first that differ, or how many there are; else both values"""
     if isinstance(saved, dict) and isinstance(own, dict) and list(saved) == list(own):
         return _difference(*next((saved[key], own[key]) for key in own if saved[key] != own[key]))
-    if not (isinstance(saved, list) and isinstance(own, list) and own and isinstance(own[0], list)):
+    if not (isinstance(saved, list) and isinstance(own, list)):
         return repr(saved), repr(own)
-    if len(saved) != len(own):
-        return f"of {len(saved)} tensors", f"{len(own)} tensors"
-    return next((f"of shape {there}", repr(here)) for there, here in zip(saved, own, strict=True) if there != here)
+    if own and isinstance(own[0], list):
+        if len(saved) != len(own):
+            return f"of {len(saved)} tensors", f"{len(own)} tensors"
+        return next((f"of shape {there}", repr(here)) for there, here in zip(saved, own, strict=True) if there != here)
+    pairs = itertools.zip_longest(saved, own, fillvalue="none")
+    return next((repr(there), repr(here)) for there, here in pairs if there != here)
 
 
 def vec_normalize_state(env: VecNormalize) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictReplayBuffer
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.sac.sac import SAC
@@ -38,7 +38,7 @@ def check_options(model: SAC) -> None:
         raise ValueError(f"learning_starts must be a number of steps, got {model.learning_starts!r}.")
     check_train_freq(model.train_freq, model.n_envs)
     check_seed(model.seed)
-    check_action_noise(model.action_noise)
+    check_action_noise(model.action_noise, model.action_space)
     check_fraction("tau", model.tau)
     check_fraction("gamma", model.gamma)
     check_max_grad_norm(option["max_grad_norm"])
@@ -177,15 +177,20 @@ def check_train_freq(train_freq: Any, n_envs: int) -> None:
         )
 
 
-def check_action_noise(action_noise: Any) -> None:
+def check_action_noise(action_noise: Any, action_space: spaces.Space) -> None:
     """
-    :raises ValueError: if it is none
+    :raises ValueError: if it is none, or SB3's for other actions
     """
     if action_noise is not None and not isinstance(action_noise, ActionNoise):
         raise ValueError(
             "action_noise must be None or an ActionNoise of stable_baselines3.common.noise such as NormalActionNoise, "
             f"got {action_noise!r}."
         )
+    noise = getattr(action_noise, "base_noise", action_noise)
+    if isinstance(noise, (NormalActionNoise, OrnsteinUhlenbeckActionNoise)):
+        shape = np.shape(noise._mu + noise._sigma)
+        if shape not in ((), (1,), action_space.shape):
+            raise ValueError(f"action_noise must have the shape of an action, {action_space.shape}, got {shape}.")
 
 
 def check_replay_buffer(model: SAC) -> None:
@@ -195,6 +200,11 @@ def check_replay_buffer(model: SAC) -> None:
     """
     kwargs = model.replay_buffer_kwargs
     is_dict = isinstance(model.observation_space, spaces.Dict)
+    buffer_class = model.replay_buffer_class
+    if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, ReplayBuffer)):
+        raise ValueError(f"replay_buffer_class must be a subclass of SB3's ReplayBuffer, got {buffer_class!r}.")
+    if not is_dict and issubclass(buffer_class or object, DictReplayBuffer):
+        raise ValueError(f"{buffer_class.__name__} needs Dict observations, got {model.observation_space}.")  # type: ignore[union-attr]
     if is_dict and model.n_steps > 1 and model.replay_buffer_class is None:
         raise ValueError("n_steps must be 1 where observations are a Dict: SB3 has no n-step replay buffer for them.")
     if model.replay_buffer_class is None:
@@ -227,6 +237,7 @@ def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: dict[str,
     :raises TypeError: if the policy has no such argument
     """
     check_net_arch(policy_kwargs.get("net_arch"))
+    check_optimizer_class(policy_kwargs.get("optimizer_class", th.optim.Adam))
     parameters = inspect.signature(policy_class).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
@@ -235,6 +246,18 @@ def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: dict[str,
     if unknown:
         raise TypeError(
             f"{policy_class.__name__} has no argument {', '.join(unknown)}: policy_kwargs may hold {', '.join(accepted)}."
+        )
+
+
+def check_optimizer_class(optimizer_class: Any) -> None:
+    """
+    :raises ValueError: if its steps need more than gradients
+    """
+    step = getattr(optimizer_class, "step", None)
+    closure = inspect.signature(step).parameters.get("closure") if callable(step) else None
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer_class must step from gradients alone and {optimizer_class.__name__} needs a closure: use Adam."
         )
 
 

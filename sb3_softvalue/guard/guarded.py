@@ -75,7 +75,7 @@ class Guarded(SAC):
         env = self._vec_normalize_env
         observation: Any = new_obs if env is None else env.get_original_obs()
         rewards = reward if env is None else env.get_original_reward()
-        self._check_step({"reward": rewards, "observation": observation}, "as the environment gave it")
+        self._check_step({"reward": rewards, "observation": observation}, "as the environment gave it (float32)")
         for index in np.flatnonzero(dones):
             last = infos[index].get("terminal_observation")
             if last is not None:

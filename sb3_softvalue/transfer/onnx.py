@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ def export_onnx(
     :param include_value: whether the graph has the output "value"
     :param vec_normalize: its normalisation of observations is put into the graph; None takes that of the model's environment
     :raises ImportError: if onnx or onnxscript is not installed
-    :raises ValueError: if the policy or the normalisation cannot be exported
+    :raises ValueError: if the policy or the normalisation cannot be exported, or does not fit the observations
     """
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise ImportError("Exporting to ONNX needs onnx and onnxscript: pip install 'sb3_softvalue[onnx]'.")
@@ -59,6 +59,7 @@ def export_onnx(
     examples = tuple(_example(part, key in transposed).to(model.device) for key, part in zip(keys, parts, strict=True))
     with _as_it_was(model):
         graph = _Deployed(model, keys, transposed, include_value, normalize).to(model.device).eval()
+        graph.check_normalization(examples)
         batch = th.export.Dim("batch")
         with warnings.catch_warnings():
             # The exporter's own, about its internals
@@ -125,6 +126,18 @@ class _Deployed(nn.Module):
         actions = self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
         actions = actions.to(th.float32).reshape(-1, *self.action_shape)
         return (actions,) if self.value is None else (actions, self.value(obs))
+
+    def check_normalization(self, inputs: Sequence[th.Tensor]) -> None:
+        """
+        :param inputs: examples of the observations
+        :raises ValueError: if the statistics are of others
+        """
+        for index, key in enumerate(self.normalized):
+            if key not in self.keys:
+                raise ValueError(f"vec_normalize normalises {key!r}, which is no observation of the model.")
+            own, other = tuple(inputs[self.keys.index(key)].shape[1:]), tuple(getattr(self, f"mean_{index}").shape)
+            if own != other:
+                raise ValueError(f"vec_normalize has statistics of shape {other}, the model's {key} has shape {own}.")
 
     def _prepare(self, key: str, obs: th.Tensor) -> th.Tensor:
         """:return: as ``VecNormalize.normalize_obs`` and ``VecTransposeImage`` give it"""

@@ -60,7 +60,8 @@ def resumable(folder: str) -> Callable[..., None]:
             raise ValueError(f"{OPTION} goes on with models of sacv, not of {manager.algo}: leave it out.")
         if has_checkpoint(folder):
             model.load_checkpoint(folder)
-            print(f"Going on from step {model.num_timesteps} in {folder}")
+            instead = f", not from {manager.trained_agent}" if manager.continue_training else ""
+            print(f"Going on from step {model.num_timesteps} in {folder}{instead}")
         if model.num_timesteps >= manager.n_timesteps:
             print(f"All {manager.n_timesteps:.0f} steps are done")
             return
