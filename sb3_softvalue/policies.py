@@ -1,26 +1,22 @@
 """Policies of SACV: SB3's SAC actor and critics, beside them a state-value network and its target."""
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
-from stable_baselines3.common.policies import BaseModel, ContinuousCritic
+from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
-    CombinedExtractor,
-    FlattenExtractor,
-    NatureCNN,
-    create_mlp,
     get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from stable_baselines3.sac.policies import CnnPolicy as SACCnnPolicy
 from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
-from torch import nn
 
 from sb3_softvalue import equations
+from sb3_softvalue.networks import ValueNetwork, is_known_module
 
 # Adam implementations that the user may have asked for, each excluding the fused one.
 _ADAM_IMPLEMENTATIONS = frozenset({"fused", "foreach", "differentiable", "capturable"})
@@ -37,76 +33,6 @@ def no_critic_target(owner: str) -> NoReturn:
         f"{owner} has no 'critic_target': SAC with a value network bootstraps from 'value_target' instead "
         "(a saved SACV model is loaded with SACV.load, not SAC.load; model.to_sac() makes a SAC of it)."
     )
-
-
-class ValueNetwork(BaseModel):
-    """
-    State-value network V(s) of SAC (Haarnoja et al. 2018, Eq. 3).
-
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :param net_arch: Network architecture
-    :param features_extractor: Network to extract features
-        (a CNN when using images, a nn.Flatten() layer otherwise)
-    :param features_dim: Number of features
-    :param activation_fn: Activation function
-    :param normalize_images: Whether to normalize images or not,
-         dividing by 255.0 (True by default)
-    :param share_features_extractor: Whether the features extractor is shared with the actor, whose loss then trains it
-    """
-
-    features_extractor: BaseFeaturesExtractor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        activation_fn: type[nn.Module] = nn.ReLU,
-        normalize_images: bool = True,
-        share_features_extractor: bool = False,
-    ):
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor=features_extractor,
-            normalize_images=normalize_images,
-        )
-        self.share_features_extractor = share_features_extractor
-        self.vf = nn.Sequential(*create_mlp(features_dim, 1, net_arch, activation_fn))
-
-    def forward(self, obs: PyTorchObs) -> th.Tensor:
-        """
-        :param obs: observations, shape (batch, *obs_shape), or a dict of such
-        :return: V(s), shape (batch, 1)
-        """
-        # A shared features extractor is learned with the policy loss only, as in SB3's ContinuousCritic
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
-            features = self.extract_features(obs, self.features_extractor)
-        return self.vf(features)
-
-
-# Modules of which one knows that they compute the same in training and in evaluation mode, hold no state but parameters and
-# draw no random numbers. A subclass may do anything and is not among them.
-_KNOWN_MODULES: frozenset[type[nn.Module]] = frozenset(
-    {
-        *(Actor, ContinuousCritic, ValueNetwork, FlattenExtractor, NatureCNN, CombinedExtractor),
-        *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding),
-        *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Flatten, nn.Unflatten, nn.Identity),
-        *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.GELU, nn.SELU, nn.SiLU, nn.LeakyReLU, nn.Mish, nn.Softplus, nn.Hardtanh),
-        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-    }
-)
-
-
-def is_known_module(module: nn.Module) -> bool:
-    """
-    :param module: any module
-    :return: whether it is a plain layer or network, which computes the same in training and in evaluation mode
-    """
-    return type(module) in _KNOWN_MODULES
 
 
 class SACVPolicy(SACPolicy):
@@ -143,6 +69,8 @@ class SACVPolicy(SACPolicy):
     """V(s): observations to shape (batch, 1)"""
     value_target: ValueNetwork
     """V̄(s), same shape; a moving average of V that receives no gradient"""
+    captured_actions: Callable[[PyTorchObs, bool], tuple[th.Tensor, th.Tensor]] | None = None
+    """In the place of ``act`` where actions can be had faster"""
     # Unknown until the networks are complete
     _depends_on_mode: bool | None = None
 
@@ -236,11 +164,24 @@ class SACVPolicy(SACPolicy):
         actor = self.actor
         is_known = type(actor).forward is Actor.forward and type(actor.action_dist) is SquashedDiagGaussianDistribution
         if is_known and not (actor._forward_hooks or actor._forward_pre_hooks):
-            mean, log_std, _ = actor.get_action_dist_params(observation)
-            actions = th.tanh(mean if deterministic else mean + th.randn_like(mean) * log_std.exp())
-            if not (actions + log_std).isnan().any():
+            actions, is_nan = (self.captured_actions or self.act)(observation, deterministic)
+            if not is_nan:
                 return actions
         return super()._predict(observation, deterministic)
+
+    def act(self, observation: PyTorchObs, deterministic: bool, noise: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param observation: shape (batch, *obs_shape), or a dict of such
+        :param deterministic: the mode in the place of a sample
+        :param noise: of the sample, standard normal, shape (batch, action_dim); None draws it
+        :return: actions in [-1, 1], shape (batch, action_dim), and whether the policy's output is not a number
+        """
+        mean, log_std, _ = self.actor.get_action_dist_params(observation)
+        if not deterministic:
+            noise = th.randn_like(mean) if noise is None else noise
+            mean = mean + noise * log_std.exp()
+        actions = th.tanh(mean)
+        return actions, (actions + log_std).isnan().any()
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """

@@ -13,9 +13,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.sac import SAC
 
 from sb3_softvalue import checks, update
-from sb3_softvalue.execution import Executor, OptimizerStep, sample_batches, updates_to_come
+from sb3_softvalue.execution import CapturedActions, Executor, OptimizerStep, sample_batches, updates_to_come
 from sb3_softvalue.guard import Guarded
-from sb3_softvalue.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SACVPolicy, ValueNetwork, no_critic_target
+from sb3_softvalue.networks import ValueNetwork
+from sb3_softvalue.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SACVPolicy, no_critic_target
 from sb3_softvalue.reading import Readings
 from sb3_softvalue.saving import Saving
 from sb3_softvalue.schedules import Schedules
@@ -199,16 +200,15 @@ class SACV(Readings, Saving, Guarded):
             self.ent_coef_tensor = th.tensor(initial_value, device=self.device)
 
     def _create_aliases(self) -> None:
-        self.actor = self.policy.actor
-        self.critic = self.policy.critic
-        self.value = self.policy.value
-        self.value_target = self.policy.value_target
+        self.actor, self.critic = self.policy.actor, self.policy.critic
+        self.value, self.value_target = self.policy.value, self.policy.value_target
         # What refers to the networks belongs to the same policy
         self._update_target = update.TargetUpdate(self.value, self.value_target)
         self._optimizer_step: OptimizerStep | None = None
         objective = update.JointObjective(self.policy, self.action_prior)
         announce = print if self.verbose >= 1 else lambda line: None
         self._guard_networks()
+        self.policy.captured_actions = CapturedActions(self.policy) if self.device.type == "cuda" else None
         self._executor = Executor(self.execution, objective, self.device, self._resolved_execution, announce)
 
     @property
@@ -231,8 +231,7 @@ class SACV(Readings, Saving, Guarded):
         :param gradient_steps: number of gradient steps
         :param batch_size: transitions of each
         """
-        # Switch to train mode (this affects batch norm / dropout)
-        self.policy.set_training_mode(True)
+        self.policy.set_training_mode(True)  # for batch norm and dropout
         # The last rollout may go beyond the total, where a schedule that ends at zero would be negative
         self._current_progress_remaining = progress = max(0.0, self._current_progress_remaining)
         step = self._prepare_optimizers(progress)
@@ -258,9 +257,10 @@ class SACV(Readings, Saving, Guarded):
             if self._n_updates % self.target_update_interval == 0:
                 self._update_target(self.tau)
         self._resolved_execution = self._executor.resolved
-        self._record(metrics)
-        if closed is not None and closed.item():
-            self._stop_update(batch, metrics[-1])
+        reports = th.stack(metrics).cpu() if metrics else None  # where it waits for the device
+        self._record(reports)
+        if closed is not None and reports is not None and reports[:, -1].any():
+            self._stop_after(batch, reports)
 
     def _prepare_optimizers(self, progress: float) -> OptimizerStep:
         """
@@ -291,16 +291,16 @@ class SACV(Readings, Saving, Guarded):
         assert isinstance(self.target_entropy, float)
         return update.Temperature(th.exp(self.log_ent_coef.detach()), self.log_ent_coef, self.target_entropy)
 
-    def _record(self, metrics: list[th.Tensor]) -> None:
+    def _record(self, reports: th.Tensor | None) -> None:
         """
-        Log the mean over gradient steps; the only place where ``train()`` waits for the device.
+        Log the mean over gradient steps.
 
-        :param metrics: for each gradient step one tensor, see ``update.objective_gradients``
+        :param reports: of each gradient step a row, see ``update.objective_gradients``; None if there was no step
         """
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if not metrics:
+        if reports is None:
             return
-        means = dict(zip(update.Metrics._fields, th.stack(metrics).mean(dim=0).tolist(), strict=False))
+        means = dict(zip(update.Metrics._fields, reports.mean(dim=0).tolist(), strict=False))
         if self.ent_coef_optimizer is not None:
             self._check_temperature(means["ent_coef"], means["entropy"])
         for name, mean in means.items():

@@ -6,6 +6,7 @@ forward and one backward pass make the update. Nothing here knows replay buffers
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch as th
@@ -141,6 +142,20 @@ def stopped_critic(critic: ContinuousCritic, observations: PyTorchObs, actions: 
     return functional_call(critic, parameters, (observations, actions))
 
 
+class InOrder:
+    """The parts of the objective that do not depend on each other, one after the other."""
+
+    def begin(self) -> None:
+        """Called where the inputs of all parts are there."""
+
+    def aside(self) -> AbstractContextManager[Any]:
+        """:return: context for a part that needs nothing that was computed since ``begin``"""
+        return nullcontext()
+
+    def join(self) -> None:
+        """Called before the results of the parts are used."""
+
+
 class JointObjective(nn.Module):
     """
     J_Q + J_V + J_π + J_α as one differentiable scalar: the gradient of each parameter is that of its own loss.
@@ -158,6 +173,7 @@ class JointObjective(nn.Module):
         self.value = policy.value
         self.value_target = policy.value_target
         self.action_prior = action_prior
+        self.order = InOrder()
 
     def forward(
         self, batch: Batch, noise: th.Tensor | None, temperature: Temperature, reward_scale: th.Tensor | float
@@ -170,19 +186,24 @@ class JointObjective(nn.Module):
         :return: the objective, a scalar, and what to report
         """
         ent_coef = temperature.ent_coef
+        self.order.begin()
         actions_pi, log_prob = sample_actions(self.actor, batch.observations, noise)
         log_prior = equations.normal_log_prior(actions_pi) if self.action_prior == "normal" else 0.0
 
-        with th.no_grad():
-            next_values = self.value_target(batch.next_observations)
-            target_q_values = equations.soft_q_target(batch.rewards * reward_scale, batch.dones, batch.discounts, next_values)
-        q_values = self.critic(batch.observations, batch.actions)
-        critic_loss = equations.soft_q_loss(q_values, target_q_values)
+        with self.order.aside():
+            with th.no_grad():
+                next_values = self.value_target(batch.next_observations)
+                rewards = batch.rewards * reward_scale
+                target_q_values = equations.soft_q_target(rewards, batch.dones, batch.discounts, next_values)
+            q_values = self.critic(batch.observations, batch.actions)
+            critic_loss = equations.soft_q_loss(q_values, target_q_values)
 
         min_q_pi = equations.min_over_critics(stopped_critic(self.critic, batch.observations, actions_pi))
         actor_loss = equations.policy_loss(min_q_pi, log_prob, ent_coef, log_prior)
 
-        values = self.value(batch.observations)
+        with self.order.aside():
+            values = self.value(batch.observations)
+        self.order.join()
         target_values = equations.soft_value_target(min_q_pi, log_prob, ent_coef, log_prior).detach()
         value_loss = equations.soft_value_loss(values, target_values)
 
@@ -223,16 +244,16 @@ def objective_gradients(
     :param temperature: α
     :param reward_scale: factor of the rewards
     :return: one gradient for each parameter, None where the objective does not depend on it, and as one tensor the metrics
-        in the order of ``Metrics`` and after them 1 if all is finite, else 0 (``all_finite``)
+        in the order of ``Metrics`` and after them 0 if all is finite, else 1 (``not_finite``)
     """
     total, metrics = objective(batch, noise, temperature, reward_scale)
     gradients = th.autograd.grad(total, list(params), allow_unused=True)
-    return gradients, th.stack([*metrics, all_finite(metrics, gradients, params)])
+    return gradients, th.stack([*metrics, not_finite(metrics, gradients, params)])
 
 
-def all_finite(metrics: Metrics, gradients: Sequence[th.Tensor | None], params: Sequence[th.Tensor]) -> th.Tensor:
+def not_finite(metrics: Metrics, gradients: Sequence[th.Tensor | None], params: Sequence[th.Tensor]) -> th.Tensor:
     """
-    Whether an update may be made. A number in a backward pass that is not finite reaches the gradient of a bias, so that it is
+    Whether an update must not be made. A number in a backward pass that is not finite reaches the gradient of a bias: it is
     enough to look at the vectors among the tensors.
 
     :param metrics: of the update
@@ -242,7 +263,7 @@ def all_finite(metrics: Metrics, gradients: Sequence[th.Tensor | None], params: 
     """
     vectors = [tensor.detach() for tensor in (*gradients, *params) if tensor is not None and tensor.dim() == 1]
     total = th.stack(metrics).sum()
-    return th.isfinite(total + th.cat(vectors).sum() if vectors else total).to(total.dtype)
+    return th.isfinite(total + th.cat(vectors).sum() if vectors else total).logical_not().to(total.dtype)
 
 
 class TargetUpdate:

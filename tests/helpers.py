@@ -257,7 +257,8 @@ def assert_same(actual: Any, expected: Any, name: str = "") -> None:
         for index, item in enumerate(expected):
             assert_same(actual[index], item, f"{name}[{index}]")
     elif isinstance(expected, (th.Tensor, np.ndarray)):
-        assert np.array_equal(np.asarray(actual), np.asarray(expected)), name
+        arrays = [np.asarray(item.detach().cpu() if isinstance(item, th.Tensor) else item) for item in (actual, expected)]
+        assert np.array_equal(*arrays), name
     else:
         assert actual == expected, name
 
@@ -281,14 +282,22 @@ def make_constant(network: nn.Sequential, constant: float) -> None:
         network[-1].bias.fill_(constant)
 
 
-def rng_state() -> tuple[Any, th.Tensor]:
-    """The state of the global generators: numpy's (replay buffer) and torch's (actions, noise)."""
-    return np.random.get_state(), th.get_rng_state()
+def rng_state() -> tuple[Any, th.Tensor, list[th.Tensor]]:
+    """The state of the global generators: numpy's (replay buffer) and torch's (actions, noise), that of each GPU too."""
+    return np.random.get_state(), th.get_rng_state(), th.cuda.get_rng_state_all() if th.cuda.is_available() else []
 
 
-def set_rng_state(state: tuple[Any, th.Tensor]) -> None:
+def set_rng_state(state: tuple[Any, th.Tensor, list[th.Tensor]]) -> None:
     np.random.set_state(state[0])
     th.set_rng_state(state[1])
+    if th.cuda.is_available():
+        th.cuda.set_rng_state_all(state[2])
+
+
+def seed_everything(seed: int) -> None:
+    """Set the global generators, wherever they were."""
+    np.random.set_state(np.random.RandomState(seed).get_state())
+    th.manual_seed(seed)
 
 
 def save_and_load(model: Any, path: Any, env: Any = None, **kwargs: Any) -> Any:
@@ -296,7 +305,7 @@ def save_and_load(model: Any, path: Any, env: Any = None, **kwargs: Any) -> Any:
     state = rng_state()
     model.save(path)
     model.save_replay_buffer(f"{path}_buffer")
-    loaded = type(model).load(path, env=env or model.get_env(), device="cpu", **kwargs)
+    loaded = type(model).load(path, env=env or model.get_env(), device=model.device, **kwargs)
     loaded.load_replay_buffer(f"{path}_buffer", truncate_last_traj=False)
     set_rng_state(state)
     return loaded

@@ -30,7 +30,7 @@ from tests.helpers import (
     filled,
     rng_state,
     save_and_load,
-    set_rng_state,
+    seed_everything,
     small,
     train,
 )
@@ -44,10 +44,9 @@ TOLERANCE = {
     "float32 Adam": dict(rtol=2e-3, atol=5e-4),
     "float32 SGD": dict(rtol=1e-4, atol=1e-5),
 }
-FAST = [
-    "compiled",
-    pytest.param("cuda_graph", marks=pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")),
-]
+needs_cuda = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device")
+# Execution, and device where it is not the CPU
+FAST = ["compiled", *(pytest.param(how, marks=needs_cuda) for how in ("cuda_graph cuda", "compiled cuda"))]
 # Calls of train() that make up 200 updates, with the progress remaining at each
 CALLS = ((1, 1.0), (4, 0.9), (1, 0.9), (94, 0.5), (100, 0.1))
 
@@ -110,18 +109,23 @@ SCENARIOS: dict[str, tuple[Any, str, dict[str, Any], str]] = {
 }
 
 
-def prepared(name: str, how: str) -> SACV:
-    """The scenario's model with a filled buffer, on the device that the execution needs."""
+def prepared(name: str, how: str, device: str = "cpu") -> SACV:
+    """The scenario's model with a filled buffer."""
     make_env, policy, options, row = SCENARIOS[name]
     options = dict(options, policy_kwargs=dict(dict(net_arch=[8]) | options["policy_kwargs"]), execution=how)
-    device = "cuda" if th.cuda.is_available() and how == "cuda_graph" else "cpu"
     model = filled(make_env(), policy, **(dict(learning_rate=1e-3, device=device) | options))
     return as_double(model) if row == "float64" else model
 
 
+def executed(how: str) -> tuple[str, str]:
+    """Execution and device, from one of ``FAST`` or "eager"."""
+    execution, _, device = how.partition(" ")
+    return execution, device or "cpu"
+
+
 def run(model: SACV, calls: tuple[tuple[int, float], ...] = CALLS) -> list[dict[str, float]]:
     """Call ``train()`` several times from one state of the random generators; gives what was logged."""
-    set_rng_state((np.random.RandomState(4).get_state(), th.Generator().manual_seed(4).get_state()))
+    seed_everything(4)
     logs = []
     for gradient_steps, progress in calls:
         model._current_progress_remaining = progress
@@ -150,7 +154,8 @@ def assert_agree(model: SACV, expected: SACV, **tolerance: float) -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_agrees_with_eager(name, how):
     tolerance = TOLERANCE[SCENARIOS[name][-1]]
-    expected, model = prepared(name, "eager"), prepared(name, how)
+    execution, device = executed(how)
+    expected, model = prepared(name, "eager", device), prepared(name, execution, device)
     assert_same(model.get_parameters(), expected.get_parameters())
     counters.clear()
     expected_logs, expected_rng = run(expected), rng_state()
@@ -164,7 +169,7 @@ def test_agrees_with_eager(name, how):
     if how == "compiled":
         # One graph for all schedules, temperatures and numbers of gradient steps
         assert counters["aot_autograd"]["total"] == 1
-    assert model._resolved_execution == how
+    assert model._resolved_execution == execution
 
 
 @pytest.mark.parametrize("dtype", [th.float64, th.float32])
@@ -179,9 +184,9 @@ def test_compiled_agrees_with_reference(dtype):
 @pytest.mark.parametrize("how", FAST)
 def test_agrees_after_load_and_set_parameters(how, tmp_path):
     """Compiled and captured functions must not hold on to the parameters that were there before."""
-    other = prepared("plain", "eager")
+    execution, device = executed(how)
+    other, *models = (prepared("plain", each, device) for each in ("eager", "eager", execution))
     run(other, ((7, 1.0),))
-    models = [prepared("plain", "eager"), prepared("plain", how)]
     for index, model in enumerate(models):
         run(model, ((5, 1.0),))
         model.set_parameters(other.get_parameters())
@@ -189,7 +194,7 @@ def test_agrees_after_load_and_set_parameters(how, tmp_path):
         model.policy.load_from_vector(model.policy.parameters_to_vector() * 0.9)
         run(model, ((5, 1.0),))
         models[index] = save_and_load(model, tmp_path / str(index))
-        assert models[index].execution == models[index]._resolved_execution == ("eager" if index == 0 else how)
+        assert models[index].execution == models[index]._resolved_execution == ("eager" if index == 0 else execution)
         run(models[index], ((5, 1.0), (2, 1.0)))
         # Another batch size is another graph
         train(models[index], 1)
@@ -250,15 +255,13 @@ def replace_an_activation(model: SACV) -> None:
 @pytest.mark.parametrize("how", FAST)
 @pytest.mark.parametrize("change", [freeze_log_ent_coef, freeze_a_layer, replace_buffers, replace_an_activation])
 def test_a_change_after_the_first_update_is_seen(change, how):
-    if how == "cuda_graph" and change is replace_buffers:
+    execution, device = executed(how)
+    if device == "cuda" and change is replace_buffers:
         pytest.skip("an extractor with buffers of its own is not captured")
     kwargs = dict(
         net_arch=[8], features_extractor_class=NormalizingExtractor if change is replace_buffers else FlattenExtractor
     )
-    models = [
-        filled(box_env(), policy_kwargs=kwargs, execution=e, device="cuda" if how == "cuda_graph" else "cpu")
-        for e in ("eager", how)
-    ]
+    models = [filled(box_env(), policy_kwargs=kwargs, execution=each, device=device) for each in ("eager", execution)]
     for model in models:
         run(model, ((5, 1.0),))
         change(model)
@@ -431,6 +434,12 @@ class TestCudaGraphPlumbing:
             def wait_stream(self, stream: Any) -> None:
                 pass
 
+            def record_event(self) -> None:
+                pass
+
+            def wait_event(self, event: None) -> None:
+                pass
+
         monkeypatch.setattr(cuda_graph, "objective_gradients", recorded)
         monkeypatch.setattr(choice, "unavailable", lambda *args: None)
         monkeypatch.setattr(th.cuda, "CUDAGraph", Graph)
@@ -503,7 +512,8 @@ def test_modules_with_changing_attributes(monkeypatch):
 @pytest.mark.parametrize("how", ["eager", *FAST])
 def test_frozen_and_released(how):
     """Parameters that the user freezes stay, and learn again when released; as with SB3, whose optimizers skip them."""
-    model = filled(box_env(), execution=how, ent_coef=0.1)
+    execution, device = executed(how)
+    model = filled(box_env(), execution=execution, ent_coef=0.1, device=device)
     frozen = model.actor.latent_pi
     run(model, ((2, 1.0),))
     for requires_grad in (False, True):

@@ -206,7 +206,7 @@ def test_load_without_env(tmp_path):
     model = filled(box_env())
     train(model, 3)
     model.save(tmp_path / "model")
-    loaded = SACV.load(tmp_path / "model")
+    loaded = SACV.load(tmp_path / "model", device="cpu")
     assert_same(everything(loaded), everything(model))
     observations = np.ones((2, 3), dtype=np.float32)
     assert_same(loaded.predict_values(observations), model.predict_values(observations))
@@ -263,7 +263,7 @@ def test_policy_save_load(model_class, policy, tmp_path):
     model = small(model_class, make_env(), policy, policy_kwargs=dict(net_arch=[8], n_critics=3))
     observation = make_env().reset(seed=1)[0]
     model.policy.save(tmp_path / "policy")
-    loaded = type(model.policy).load(tmp_path / "policy")
+    loaded = type(model.policy).load(tmp_path / "policy", device="cpu")
     assert type(loaded) is type(model.policy)
     assert_same(parameters_of(loaded), parameters_of(model.policy))
     assert_same(loaded.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0])

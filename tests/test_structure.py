@@ -13,6 +13,7 @@ ROOT = pathlib.Path(sb3_softvalue.__file__).parent
 # From the ground up: each knows only what stands before it
 FLOORS = (
     "equations",
+    "networks",
     "policies",
     "update",
     "schedules",

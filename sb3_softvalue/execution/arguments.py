@@ -31,6 +31,10 @@ class Scalars:
         temperature = temperature._replace(target_entropy=self._tensor("target_entropy", temperature.target_entropy))
         return batch, temperature, self._tensor("reward_scale", reward_scale)
 
+    def holds(self, tensor: th.Tensor | None) -> bool:
+        """:return: whether this is one of these tensors, which needs no copying to where it is"""
+        return any(tensor is own for own in self._tensors.values())
+
     def _tensor(self, name: str, value: th.Tensor | float) -> th.Tensor:
         """
         :param name: which number

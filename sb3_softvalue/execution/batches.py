@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -18,8 +17,6 @@ from sb3_softvalue.update import Batch
 _CHUNKED_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
 # Largest sample taken from the buffer in one go
 CHUNK_BYTES = 32 * 1024**2
-# Where a tensor may begin in a packed chunk; a multiple of every element size
-_ALIGNMENT = 16
 
 
 def sample_batches(
@@ -114,31 +111,26 @@ def split(batch: Batch, n_batches: int) -> list[Batch]:
 
 def send(batches: list[Batch], device: th.device) -> list[Batch]:
     """
-    Send batches to a GPU in one copy from pinned memory, without waiting for it: the copy of each small tensor by itself
-    costs a launch and a synchronization.
+    Send batches to a GPU in one copy for each type of number, from pinned memory and without waiting for it: the copy of each
+    small tensor by itself costs a launch and a synchronization.
 
     :param batches: on the CPU
     :param device: where to
     :return: the same batches there
     """
     leaves = [leaf for batch in batches for leaf in batch.leaves()]
-    starts = [0]
-    for leaf in leaves:
-        n_bytes = leaf.nbytes if isinstance(leaf, th.Tensor) else 0
-        starts.append(starts[-1] + math.ceil(n_bytes / _ALIGNMENT) * _ALIGNMENT)
-
-    def view(packed: th.Tensor, leaf: th.Tensor | float, start: int) -> Any:
-        """The place of a leaf in the packed bytes."""
-        if not isinstance(leaf, th.Tensor):
-            return leaf
-        return packed[start : start + leaf.nbytes].view(leaf.dtype).view(leaf.shape)
-
-    packed = th.empty(starts[-1], dtype=th.uint8, pin_memory=device.type == "cuda")
-    for leaf, start in zip(leaves, starts, strict=False):
+    by_type: dict[th.dtype, list[int]] = {}
+    for place, leaf in enumerate(leaves):
         if isinstance(leaf, th.Tensor):
-            view(packed, leaf, start).copy_(leaf)
-    packed = packed.to(device, non_blocking=True)
-    sent = (view(packed, leaf, start) for leaf, start in zip(leaves, starts, strict=False))
+            by_type.setdefault(leaf.dtype, []).append(place)
+    for dtype, places in by_type.items():
+        flat = [leaves[place].reshape(-1) for place in places]
+        sizes = [len(leaf) for leaf in flat]
+        packed = th.empty(sum(sizes), dtype=dtype, pin_memory=device.type == "cuda")
+        th.cat(flat, out=packed)
+        for place, part in zip(places, packed.to(device, non_blocking=True).split(sizes), strict=True):
+            leaves[place] = part.view(leaves[place].shape)
+    sent = iter(leaves)
     return [batch.with_leaves(itertools.islice(sent, len(batch.leaves()))) for batch in batches]
 
 

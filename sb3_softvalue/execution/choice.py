@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from sb3_softvalue.execution.products import multiplies_bfloat16
-from sb3_softvalue.policies import is_known_module
+from sb3_softvalue.networks import is_known_module
 from sb3_softvalue.update import JointObjective, draws_own_noise
 
 EXECUTIONS = ("auto", "eager", "compiled", "mixed", "cuda_graph")

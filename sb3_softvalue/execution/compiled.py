@@ -88,6 +88,7 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched, 
     # Both import the compiler, which takes a second
     from sb3_softvalue.execution.fusion import CheapProducts
     from sb3_softvalue.execution.mixed import MixedProducts
+    from sb3_softvalue.execution.parts import Parts
 
     n_params, n_constants = len(arguments.params), len(watched.constants)
     names = [watched.names.get(id(param)) for param in arguments.params]
@@ -111,6 +112,8 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched, 
         result, metrics = objective_gradients(total, params, inner.batch, inner.noise, inner.temperature, inner.reward_scale)
         return [*result, metrics]
 
+    # The temperature's gradient comes out of the actor's
+    owners = [*("actor" if name is None else name.partition(".")[0] for name in names), None]
     inputs: list[Any] = [tensor.detach() for tensor in (*arguments.params, *watched.constants, *arguments.tensors())]
     # Traced on fake tensors: code that looks at a tensor's value fails here instead of being fixed to what it saw
     with th.enable_grad():
@@ -118,10 +121,10 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched, 
     for node in graph.graph.nodes:
         if th.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise RuntimeError(f"{node.target} draws random numbers inside the network")
-    options: dict[str, Any] = {}
-    if arguments.reward_scale.device.type == "cpu":
-        known = torch._inductor.config.get_config_copy()
-        options = {name: value for name, value in _CPU_OPTIONS.items() if name in known}
-        options["post_grad_custom_post_pass"] = MixedProducts() if mixed else CheapProducts()
     # Not th.compile: its frontend would trace the graph again, and look at every input again at each call
+    if arguments.reward_scale.device.type == "cuda":
+        return Parts(graph, owners, torch._inductor.compile)
+    known = torch._inductor.config.get_config_copy()
+    options: dict[str, Any] = {name: value for name, value in _CPU_OPTIONS.items() if name in known}
+    options["post_grad_custom_post_pass"] = MixedProducts() if mixed else CheapProducts()
     return torch._inductor.compile(graph, inputs, options=options)

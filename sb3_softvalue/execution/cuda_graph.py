@@ -1,13 +1,85 @@
 """Forward and backward pass of an update, captured once as a CUDA graph and replayed."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch as th
 
-from sb3_softvalue.execution.arguments import Arguments, Gradients, Scalars, signature
+from sb3_softvalue.execution.arguments import Arguments, GradientFunction, Gradients, Scalars, signature
 from sb3_softvalue.execution.watched import Watched
-from sb3_softvalue.update import Batch, JointObjective, Temperature, objective_gradients
+from sb3_softvalue.update import Batch, InOrder, JointObjective, Temperature, objective_gradients
+
+Result = TypeVar("Result")
+
+
+def capture(compute: Callable[[], Result]) -> tuple[Any, Result]:
+    """
+    Capture what a function launches. It is called a few times before.
+
+    :param compute: reads tensors that stay where they are, and changes nothing
+    :return: graph, and the result of the function, which each replay overwrites
+    """
+    # Libraries set themselves up on first use, which a capture does not allow: warm up on another stream first, see
+    # https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
+    stream = th.cuda.Stream()
+    stream.wait_stream(th.cuda.current_stream())
+    with th.cuda.stream(stream):
+        for _ in range(3):
+            compute()
+    th.cuda.current_stream().wait_stream(stream)
+    graph = th.cuda.CUDAGraph()
+    with th.cuda.graph(graph):
+        return graph, compute()
+
+
+class SideBySide(InOrder):
+    """The parts of the objective on streams of their own: a graph of them runs at once what does not depend on each other."""
+
+    def __init__(self) -> None:
+        self._streams: list[Any] = []
+        self._n_forked = 0
+
+    def begin(self) -> None:
+        """Remember where the streams fork."""
+        self._n_forked = 0
+        self._inputs_are_there = th.cuda.current_stream().record_event()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Launch on a stream that waits for nothing but the inputs; autograd launches the backward pass there as well."""
+        if self._n_forked == len(self._streams):
+            self._streams.append(th.cuda.Stream())
+        stream = self._streams[self._n_forked]
+        self._n_forked += 1
+        stream.wait_event(self._inputs_are_there)
+        with th.cuda.stream(stream):
+            yield
+
+    def join(self) -> None:
+        """Let what follows wait for all parts."""
+        for stream in self._streams[: self._n_forked]:
+            th.cuda.current_stream().wait_stream(stream)
+
+
+class EagerSideBySide:
+    """
+    ``update.objective_gradients``, the independent parts of which are launched on streams of their own.
+
+    :param objective: the joint objective
+    """
+
+    def __init__(self, objective: JointObjective):
+        self.objective = objective
+        self._streams = SideBySide()
+
+    def __call__(self, *arguments: Any) -> Gradients:
+        """See ``update.objective_gradients``."""
+        before, self.objective.order = self.objective.order, self._streams
+        try:
+            return objective_gradients(self.objective, *arguments)
+        finally:
+            self.objective.order = before
 
 
 class CudaGraphGradients:
@@ -19,15 +91,19 @@ class CudaGraphGradients:
     captured again when shapes or addresses differ.
 
     :param objective: the joint objective, whose modules neither draw random numbers nor change state
+    :param compute: what to capture; None captures PyTorch's own kernels
     """
 
-    def __init__(self, objective: JointObjective):
+    def __init__(self, objective: JointObjective, compute: GradientFunction | None = None):
         self.objective = objective
+        self._compute = EagerSideBySide(objective) if compute is None else compute
         self._scalars = Scalars(next(objective.parameters()).device)
         self._watched = Watched(objective, ())
         self._key: tuple[Any, ...] | None = None
         self._graph: Any = None
         self._inputs: list[th.Tensor] = []
+        # Places of the inputs that are copied, those of one type together
+        self._copied: list[list[int]] = []
         self._outputs: Gradients = ((), th.empty(0))
 
     def __call__(
@@ -48,7 +124,8 @@ class CudaGraphGradients:
         if key != self._key:
             self._capture(arguments)
             self._key = key
-        th._foreach_copy_(self._inputs, inputs)
+        for places in self._copied:
+            th._foreach_copy_([self._inputs[place] for place in places], [inputs[place] for place in places])
         self._graph.replay()
         gradients, metrics = self._outputs
         return gradients, metrics.clone()
@@ -57,16 +134,12 @@ class CudaGraphGradients:
         """
         :param arguments: capture the gradients into a new graph, on inputs of its own that look like these
         """
-        self._inputs = [tensor.clone() for tensor in arguments.tensors()]
+        inputs = arguments.tensors()
+        self._inputs = [tensor if self._scalars.holds(tensor) else tensor.clone() for tensor in inputs]
+        by_type: dict[th.dtype, list[int]] = {}
+        for place, tensor in enumerate(inputs):
+            if self._inputs[place] is not tensor:
+                by_type.setdefault(tensor.dtype, []).append(place)
+        self._copied = list(by_type.values())
         params, batch, temperature, reward_scale, noise = arguments.with_tensors(arguments.params, self._inputs)
-        # Libraries set themselves up on first use, which a capture does not allow: warm up on another stream first, see
-        # https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
-        stream = th.cuda.Stream()
-        stream.wait_stream(th.cuda.current_stream())
-        with th.cuda.stream(stream):
-            for _ in range(3):
-                objective_gradients(self.objective, params, batch, noise, temperature, reward_scale)
-        th.cuda.current_stream().wait_stream(stream)
-        self._graph = th.cuda.CUDAGraph()
-        with th.cuda.graph(self._graph):
-            self._outputs = objective_gradients(self.objective, params, batch, noise, temperature, reward_scale)
+        self._graph, self._outputs = capture(lambda: self._compute(params, batch, noise, temperature, reward_scale))

@@ -69,6 +69,9 @@ class Executor:
         self.resolved = execution
         if execution in ("compiled", "mixed"):
             self._gradients = CompiledGradients(self.objective, execution == "mixed")
+            if self.device.type == "cuda":
+                # Launched from Python one by one, its kernels would take longer to launch than to run
+                self._gradients = CudaGraphGradients(self.objective, self._gradients)
         elif execution == "cuda_graph":
             self._gradients = CudaGraphGradients(self.objective)
         else:

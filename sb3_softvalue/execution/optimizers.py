@@ -52,6 +52,7 @@ class OptimizerStep:
             _FusedAdamState(optimizer) if _is_plain_fused_adam(optimizer) else None for optimizer in self.optimizers
         ]
         self._keys: list[tuple[Any, ...] | None] = []
+        self._members: list[list[int]] = []
         self._groups: list[_FusedAdamGroup] = []
 
     def is_current(self, optimizers: Sequence[th.optim.Optimizer]) -> bool:
@@ -104,18 +105,21 @@ class OptimizerStep:
             for index, key in enumerate(keys):
                 if key is not None and self._params[index]:
                     members.setdefault(key, []).append(index)
-            self._groups = [self._group(key, indices) for key, indices in members.items()]
+            if list(members.values()) != self._members:
+                self._members = list(members.values())
+                self._groups = [self._group(indices) for indices in self._members]
+            for group, key in zip(self._groups, members, strict=True):
+                group.use(key)
         return self._groups
 
-    def _group(self, key: tuple[Any, ...], indices: list[int]) -> "_FusedAdamGroup":
+    def _group(self, indices: list[int]) -> "_FusedAdamGroup":
         """
-        :param key: see ``_FusedAdamState.key``
         :param indices: which of the optimizers
         """
         ends = list(itertools.accumulate(len(params) for params in self._params))
         places = [place for index in indices for place in range(ends[index] - len(self._params[index]), ends[index])]
         adams = [adam for index in indices if (adam := self._adams[index]) is not None]
-        return _FusedAdamGroup(key, places, [self.params[place] for place in places], adams)
+        return _FusedAdamGroup(places, [self.params[place] for place in places], adams)
 
 
 class _FusedAdamState:
@@ -136,11 +140,18 @@ class _FusedAdamState:
                 state["exp_avg_sq"] = th.zeros_like(param, memory_format=th.preserve_format)
         self._state = optimizer.state
         states = [optimizer.state[param] for param in params]
-        # The step counters become views of one tensor, so that one addition counts them all
-        self.steps = th.stack([state["step"] for state in states]) if states else th.zeros(0)
-        for state, step in zip(states, self.steps.unbind(), strict=True):
-            state["step"] = step
+        self._states = states
         self.state_lists = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
+        self.count_by(th.stack(self.state_lists[2]) if states else th.zeros(0))
+
+    def count_by(self, steps: th.Tensor) -> None:
+        """
+        :param steps: of each parameter, of which the state's step counters become views
+        """
+        self.steps = steps
+        self.state_lists[2] = list(steps.unbind())
+        for state, step in zip(self._states, self.state_lists[2], strict=True):
+            state["step"] = step
 
     def is_current(self) -> bool:
         """:return: whether the optimizer still has this state; ``load_state_dict`` replaces it, ``state.clear()`` drops it"""
@@ -161,21 +172,28 @@ class _FusedAdamGroup:
     """
     Adam optimizers with equal hyper-parameters, stepped by one call of the fused kernel.
 
-    :param key: see ``_FusedAdamState.key``
     :param places: where their gradients stand among those of all optimizers
     :param params: their parameters
     :param adams: their states
     """
 
-    def __init__(self, key: tuple[Any, ...], places: list[int], params: list[th.Tensor], adams: "list[_FusedAdamState]"):
+    def __init__(self, places: list[int], params: list[th.Tensor], adams: "list[_FusedAdamState]"):
+        self._places = places
+        self._params = params
+        # One addition counts the steps of all of them
+        self._counter = th.cat([adam.steps for adam in adams])
+        for adam, steps in zip(adams, self._counter.split([len(adam.steps) for adam in adams]), strict=True):
+            adam.count_by(steps)
+        lists = zip(*(adam.state_lists for adam in adams), strict=True)
+        self._exp_avgs, self._exp_avg_sqs, self._steps = ([tensor for part in parts for tensor in part] for parts in lists)
+
+    def use(self, key: tuple[Any, ...]) -> None:
+        """
+        :param key: hyper-parameters of the next steps, see ``_FusedAdamState.key``
+        """
         decoupled, *hyperparameters = key
         self._kernel = th._fused_adamw_ if decoupled else th._fused_adam_
         self._lr, (self._beta1, self._beta2), self._weight_decay, self._eps = hyperparameters
-        self._places = places
-        self._params = params
-        self._counters = [adam.steps for adam in adams]
-        lists = zip(*(adam.state_lists for adam in adams), strict=True)
-        self._exp_avgs, self._exp_avg_sqs, self._steps = ([tensor for part in parts for tensor in part] for parts in lists)
 
     @th.no_grad()
     def step(self, gradients: list[th.Tensor], closed: th.Tensor | None) -> None:
@@ -183,9 +201,9 @@ class _FusedAdamGroup:
         :param gradients: of the parameters of all optimizers
         :param closed: see ``OptimizerStep``
         """
-        th._foreach_add_(self._counters, 1.0)
+        self._counter.add_(1.0)
         if closed is not None:
-            th._foreach_sub_(self._counters, [closed] * len(self._counters))
+            self._counter.sub_(closed)
         self._kernel(
             self._params,
             [gradients[place] for place in self._places],

@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch as th
+from torch import nn
 
 from sb3_softvalue.execution.optimizers import same_tensors
-from sb3_softvalue.policies import is_known_module
-from sb3_softvalue.update import JointObjective
+from sb3_softvalue.networks import is_known_module
 
 
 class Watched:
     """
     What a graph of the objective has fixed beside its inputs, to be compared before the graph is used again.
 
-    :param objective: the joint objective
+    :param objective: the joint objective, or another module around networks
     :param learned: the parameters to differentiate by; all others are constants
     """
 
-    def __init__(self, objective: JointObjective, learned: Sequence[th.Tensor]):
+    def __init__(self, objective: nn.Module, learned: Sequence[th.Tensor]):
         self.learned = learned
         self.names: dict[int, str] = {}
         ids = set(map(id, learned))

@@ -208,11 +208,23 @@ class Guarded(SAC):
         :raises NonFiniteError: on a CPU, if it must not be made
         """
         if metrics.device.type != "cpu":
-            now = 1.0 - metrics[-1:]
+            now = metrics[-1:].float()  # what the optimizers' kernel takes, whatever the networks' type
             return now if closed is None else th.maximum(closed, now)
-        if metrics[-1].item() == 0.0:
+        if metrics[-1].item() != 0.0:
             self._stop_update(batch, metrics)
         return None
+
+    def _stop_after(self, batch: Batch, reports: th.Tensor) -> NoReturn:
+        """
+        Say which of several updates, that a device was told of without waiting for it, was not made; none after it was.
+
+        :param batch: of the last one
+        :param reports: of each a row, see ``update.objective_gradients``
+        :raises NonFiniteError: always
+        """
+        n_made = int(reports[:, -1].nonzero()[0])
+        self._n_updates -= len(reports) - n_made
+        self._stop_update(batch, reports[n_made])
 
     def _stop_update(self, batch: Batch, metrics: th.Tensor) -> NoReturn:
         """

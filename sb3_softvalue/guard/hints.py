@@ -58,7 +58,8 @@ class Hints:
         :param entropy: of the policy, nats
         :param target_entropy: that α is to reach
         """
-        if ent_coef > LARGEST_GROWTH * initial:
+        # Infinite, it ends the training: that is not for a warning to say
+        if LARGEST_GROWTH * initial < ent_coef < np.inf:
             self._give(
                 "temperature",
                 f"The temperature α has grown from {initial:g} to {ent_coef:.3g} while the policy's entropy is {entropy:.3g} "

@@ -1,0 +1,103 @@
+"""A traced update cut into the parts that its outputs need alone, each compiled by itself and launched on its own stream."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch as th
+from torch.fx import GraphModule, Node
+from torch.fx.passes.split_module import split_module
+
+
+class Parts:
+    """
+    Function of flat tensors whose independent parts run side by side on a GPU.
+
+    What the gradients of one network need and those of no other is a part, what several need is another, before these, and
+    what no gradient needs is the last.
+
+    :param graph: forward and backward pass in ATen operators
+    :param owners: for each output the network that it is the gradient of; None for those that are no gradients
+    :param compiler: from a module and its inputs to a function
+    """
+
+    def __init__(self, graph: GraphModule, owners: Sequence[str | None], compiler: Callable[..., Any]):
+        _begin_from_one(graph)
+        needed = _needed_by(graph, owners)
+        numbers: dict[frozenset[str], int] = {}
+        for node in graph.graph.nodes:
+            if node.target is operator.getitem:
+                needed[node] = needed[node.args[0]]
+            numbers.setdefault(needed[node], len(numbers))
+        self._graph = split_module(graph, graph, lambda node: numbers[needed[node]])
+        self._compiler = compiler
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._streams: dict[str, th.cuda.Stream] = {}
+
+    def __call__(self, *inputs: th.Tensor) -> Sequence[Any]:
+        """:return: the outputs of the graph"""
+        caller = th.cuda.current_stream()
+        start = caller.record_event()
+        values: dict[Node, Any] = {}
+        done: dict[Node, th.cuda.Event] = {}
+        rest = iter(inputs)
+        for node in self._graph.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(rest)
+            elif node.op == "call_module":
+                stream = self._streams.setdefault(node.target, th.cuda.Stream())
+                stream.wait_event(start)
+                for source in node.all_input_nodes:
+                    if source in done:
+                        stream.wait_event(done[source])
+                with th.cuda.stream(stream):
+                    values[node] = self._run(node.target, [values[source] for source in node.args])
+                done[node] = stream.record_event()
+            elif node.op == "call_function":  # takes one of the outputs of a part
+                values[node] = node.target(values[node.args[0]], *node.args[1:])
+                if node.args[0] in done:
+                    done[node] = done[node.args[0]]
+            elif node.op == "output":
+                outputs = th.fx.node.map_arg(node.args[0], values.__getitem__)
+        for event in done.values():
+            caller.wait_event(event)
+        return outputs
+
+    def _run(self, name: str, inputs: list[th.Tensor]) -> Any:
+        """
+        :param name: of a part
+        :return: its outputs
+        """
+        if name not in self._compiled:
+            self._compiled[name] = self._compiler(self._graph.get_submodule(name), inputs)
+        return self._compiled[name](*inputs)
+
+
+def _begin_from_one(graph: GraphModule) -> None:
+    """The backward pass begins from a one that looks like the objective, and would have to wait for the whole of it."""
+    for node in graph.graph.find_nodes(op="call_function", target=th.ops.aten.ones_like.default):
+        like = node.meta["val"]
+        with graph.graph.inserting_before(node):
+            one = graph.graph.call_function(
+                th.ops.aten.full.default, (list(like.shape), 1), {"dtype": like.dtype, "device": like.device}
+            )
+        one.meta = node.meta
+        node.replace_all_uses_with(one)
+        graph.graph.erase_node(node)
+
+
+def _needed_by(graph: GraphModule, owners: Sequence[str | None]) -> dict[Node, frozenset[str]]:
+    """
+    :param owners: see ``Parts``
+    :return: for each node the networks whose gradients need it
+    """
+    sets: dict[Node, set[str]] = {node: set() for node in graph.graph.nodes}
+    for node in reversed(graph.graph.nodes):
+        if node.op == "output":
+            for value, owner in zip(node.args[0], owners, strict=True):
+                if isinstance(value, Node) and owner is not None:
+                    sets[value].add(owner)
+        else:
+            for source in node.all_input_nodes:
+                sets[source] |= sets[node]
+    return {node: frozenset(names) for node, names in sets.items()}
