@@ -27,8 +27,11 @@ from sb3_softvalue.execution.products import multiplies_bfloat16
 
 HERE = pathlib.Path(__file__).parent
 MIXED = ("sacv-mixed",) if multiplies_bfloat16() else ()
-UPDATE_CONTENDERS = ("sac", "tqc", "sacv-eager", "sacv-compiled", *MIXED)
-LEARN_CONTENDERS = ("sac", "sacv-eager", "sacv-auto", *MIXED)
+UPDATE_CONTENDERS = {
+    "cpu": ("sac", "tqc", "sacv-eager", "sacv-compiled", *MIXED),
+    "cuda": ("sac", "tqc", "sacv-eager", "sacv-cuda_graph", "sacv-compiled"),
+}
+LEARN_CONTENDERS = {"cpu": ("sac", "sacv-eager", "sacv-auto", *MIXED), "cuda": ("sac", "sacv-eager", "sacv-auto")}
 # Those of which the first update prepares something
 PREPARED = ("sacv-compiled", "sacv-mixed", "sacv-cuda_graph")
 # Of SB3's SAC in one turn, the others do as many updates: so long that the first updates of a turn, which find the caches
@@ -114,7 +117,7 @@ def measure_updates(args: argparse.Namespace, batch_size: int, width: int) -> li
 
     :return: one row for each contender
     """
-    contenders = [*UPDATE_CONTENDERS] if args.device == "cpu" else ["sac", "tqc", "sacv-eager", "sacv-cuda_graph"]
+    contenders = UPDATE_CONTENDERS[args.device]
     workers, first_calls = [], []
     for algo in contenders:
         workers.append(Worker(args, "updates", algo, batch_size=batch_size, width=width))
@@ -168,7 +171,7 @@ def measure_learn(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     :return: one row for each contender
     """
-    contenders = [*LEARN_CONTENDERS, *(["sbx"] if args.sbx_python else [])]
+    contenders = [*LEARN_CONTENDERS[args.device], *(["sbx"] if args.sbx_python else [])]
     workers = [Worker(args, "learn", algo) for algo in contenders]
     for worker in workers:
         worker.answer()
@@ -216,20 +219,26 @@ def measure_imports(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"measure": "import time to stable_baselines3's", "algorithm": "sacv", "ratio": ratio}]
 
 
-def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Table on the terminal, CSV and PNG in the results folder."""
-    rows = [{"processor": processor(args.device), "threads": args.threads, **row} for row in rows]
-    stem = f"throughput-{args.device}-{args.threads}-threads"
+def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Write what was measured so far as CSV and PNG into the results folder."""
+    stem, title = f"throughput-{args.device}-{args.threads}-threads", f"{args.env}, {args.device}, {args.threads} threads"
+    if args.gradient_steps > 1:
+        stem, title = f"{stem}-{args.gradient_steps}-steps", f"{title}, {args.gradient_steps} gradient steps in a row"
     if len({(row["batch_size"], row["width"]) for row in rows if "width" in row}) > 1:
         stem += "-sizes"
-    print(f"{rows[0]['processor']}, {args.threads} threads")
+    path = pathlib.Path(args.output) / f"{stem}.csv"
+    named = [{"processor": processor(args.device), "threads": args.threads, **row} for row in rows]
+    draw(keep(named, path), path.with_suffix(".png"), title)
+    print(f"Written: {path}, {path.with_suffix('.png')}")
+
+
+def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Table on the terminal."""
+    print(f"{processor(args.device)}, {args.threads} threads")
     for row in rows:
         cells = [f"{name} {value:.3g}" for name, value in row.items() if isinstance(value, float)]
         setting = f"batch {row['batch_size']}, width {row['width']}" if "width" in row else ""
         print(f"{row['measure']:24s} {row['algorithm']:15s} {setting:24s} " + " · ".join(cells))
-    path = pathlib.Path(args.output) / f"{stem}.csv"
-    draw(keep(rows, path), path.with_suffix(".png"), f"{args.env}, {args.device}, {args.threads} threads")
-    print(f"Written: {path}, {path.with_suffix('.png')}")
 
 
 def parse() -> argparse.Namespace:
@@ -259,9 +268,12 @@ def main() -> None:
     args = parse()
     settings = [(batch, args.width[0]) for batch in args.batch_size] + [(args.batch_size[0], w) for w in args.width[1:]]
     rows = [row for batch, width in settings for row in measure_updates(args, batch, width)]
-    rows += measure_imports(args)
+    write(rows, args)
+    if args.device == "cpu":
+        rows += measure_imports(args)
     if args.timesteps:
         rows += measure_learn(args)
+    write(rows, args)
     report(rows, args)
 
 

@@ -1,4 +1,4 @@
-"""What a GPU runs at once or by one launch: with stand-ins for streams and graphs on a CPU, and on a GPU where there is one."""
+"""What a GPU runs at once or by one launch: with stand-ins for streams and graphs on a CPU, and on a GPU if there is one."""
 
 import copy
 from collections.abc import Iterator
@@ -151,13 +151,13 @@ class TestCapturedActions:
     """Actions by a graph are those of the policy, whatever happens to it."""
 
     @pytest.fixture(autouse=True)
-    def stand_in(self, monkeypatch) -> None:
+    def stand_in(self, monkeypatch, request) -> None:
         def capture(compute: Any) -> Any:
             graph = Replayed(compute)
             return graph, graph.results
 
         Replayed.captured = 0
-        if not th.cuda.is_available():
+        if request.node.callspec.params["device"] == "cpu":
             monkeypatch.setattr(captured_actions, "capture", capture)
 
     @staticmethod

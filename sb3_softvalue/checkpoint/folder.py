@@ -93,6 +93,7 @@ def lock(folder: pathlib.Path) -> bool:
             f"Another process writes checkpoints to {folder}, or has done so and still runs: end it, or give each run a "
             "folder of its own."
         ) from error
+    unlock(folder)  # what this process claimed at the same place before it was removed
     _locks[key] = os.getpid(), file
     return True
 

@@ -203,8 +203,8 @@ def check_replay_buffer(model: SAC) -> None:
     buffer_class = model.replay_buffer_class
     if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, ReplayBuffer)):
         raise ValueError(f"replay_buffer_class must be a subclass of SB3's ReplayBuffer, got {buffer_class!r}.")
-    if not is_dict and issubclass(buffer_class or object, DictReplayBuffer):
-        raise ValueError(f"{buffer_class.__name__} needs Dict observations, got {model.observation_space}.")  # type: ignore[union-attr]
+    if buffer_class is not None and issubclass(buffer_class, DictReplayBuffer) and not is_dict:
+        raise ValueError(f"{buffer_class.__name__} needs Dict observations, got {model.observation_space}.")
     if is_dict and model.n_steps > 1 and model.replay_buffer_class is None:
         raise ValueError("n_steps must be 1 where observations are a Dict: SB3 has no n-step replay buffer for them.")
     if model.replay_buffer_class is None:
