@@ -227,9 +227,10 @@ def test_the_folder_is_claimed_while_it_trains(tmp_path):
     # That of a loop of one's own until the process ends
     model.save_checkpoint(folder)
     assert is_claimed(folder)
+    n_open = len(os.listdir("/dev/fd"))
     shutil.rmtree(folder)
     model.save_checkpoint(folder)
-    assert is_claimed(folder)
+    assert is_claimed(folder) and len(os.listdir("/dev/fd")) == n_open
 
 
 def test_a_forked_process_has_claimed_nothing(tmp_path, monkeypatch):
