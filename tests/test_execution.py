@@ -425,7 +425,7 @@ class TestCudaGraphPlumbing:
                     tensor.copy_(new)
 
         @contextmanager
-        def capture(graph: Any) -> Iterator[None]:
+        def capture(graph: Any, stream: Any) -> Iterator[None]:
             yield
             graph.captured = calls[-1]
             captures.append(graph)
@@ -446,6 +446,7 @@ class TestCudaGraphPlumbing:
         monkeypatch.setattr(th.cuda, "graph", capture)
         monkeypatch.setattr(th.cuda, "Stream", Stream)
         monkeypatch.setattr(th.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(th.cuda, "device", lambda device: nullcontext())
         monkeypatch.setattr(th.cuda, "current_stream", Stream)
         return captures
 

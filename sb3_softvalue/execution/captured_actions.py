@@ -33,8 +33,8 @@ class CapturedActions:
     """
     ``SACVPolicy.act`` as CUDA graphs, one for each shape of the observations. The numbers are the same to the bit.
 
-    Where a graph might not be what it computes (a layer that is not a plain one, a hook, autograd, autocast), or does not pay
-    (rare shapes), the method itself is called. A copy of the policy begins without graphs.
+    Where a graph might not be what it computes (a layer that is not a plain one, a hook, autograd, autocast), cannot be captured
+    or does not pay (rare shapes), the method itself is called. A copy of the policy begins without graphs.
 
     :param policy: whose actions
     """
@@ -46,6 +46,7 @@ class CapturedActions:
         self._addresses: tuple[int, ...] = ()
         self._calls: Counter[tuple[Any, ...]] = Counter()
         self._graphs: dict[tuple[Any, ...], Captured] = {}
+        self._refused: set[tuple[Any, ...]] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.policy,)
@@ -56,11 +57,18 @@ class CapturedActions:
         key = (deterministic, *signature(inputs))
         if not self._is_possible(inputs) or not (key in self._graphs or self._is_frequent(key)):
             return self.policy.act(observation, deterministic)
+        noise = None
         if not deterministic:
             shape = len(inputs[0]), get_action_dim(self.policy.action_space)
-            inputs.append(th.randn(shape, device=inputs[0].device, dtype=self._watched.constants[0].dtype))
+            noise = th.randn(shape, device=inputs[0].device, dtype=self._watched.constants[0].dtype)
+            inputs.append(noise)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(observation, deterministic, inputs)
+            try:
+                self._graphs[key] = self._capture(observation, deterministic, inputs)
+            except RuntimeError:
+                # Something that waits for the device, say
+                self._refused.add(key)
+                return self.policy.act(observation, deterministic, noise)
         captured = self._graphs[key]
         for own, tensor in zip(captured.inputs, inputs, strict=True):
             own.copy_(tensor)
@@ -89,7 +97,7 @@ class CapturedActions:
     def _is_frequent(self, key: tuple[Any, ...]) -> bool:
         """:return: whether such observations have come often enough for a graph of their own"""
         self._calls[key] += 1
-        return self._calls[key] > _CALLS_BEFORE and len(self._graphs) < _MAX_GRAPHS
+        return self._calls[key] > _CALLS_BEFORE and len(self._graphs) < _MAX_GRAPHS and key not in self._refused
 
     def _capture(self, observation: PyTorchObs, deterministic: bool, inputs: list[th.Tensor]) -> Captured:
         """
@@ -98,5 +106,5 @@ class CapturedActions:
         own = [tensor.clone() for tensor in inputs]
         noise = None if deterministic else own[-1]
         own_observation = dict(zip(observation, own, strict=False)) if isinstance(observation, dict) else own[0]
-        graph, results = capture(lambda: self.policy.act(own_observation, deterministic, noise))
+        graph, results = capture(lambda: self.policy.act(own_observation, deterministic, noise), inputs[0].device)
         return Captured(graph, own, results)

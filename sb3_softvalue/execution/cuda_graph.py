@@ -13,24 +13,26 @@ from sb3_softvalue.update import Batch, InOrder, JointObjective, Temperature, ob
 Result = TypeVar("Result")
 
 
-def capture(compute: Callable[[], Result]) -> tuple[Any, Result]:
+def capture(compute: Callable[[], Result], device: th.device) -> tuple[Any, Result]:
     """
     Capture what a function launches. It is called a few times before.
 
     :param compute: reads tensors that stay where they are, and changes nothing
+    :param device: of the tensors
     :return: graph, and the result of the function, which each replay overwrites
     """
-    # Libraries set themselves up on first use, which a capture does not allow: warm up on another stream first, see
-    # https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
-    stream = th.cuda.Stream()
-    stream.wait_stream(th.cuda.current_stream())
-    with th.cuda.stream(stream):
-        for _ in range(3):
-            compute()
-    th.cuda.current_stream().wait_stream(stream)
-    graph = th.cuda.CUDAGraph()
-    with th.cuda.graph(graph):
-        return graph, compute()
+    with th.cuda.device(device):
+        # Libraries set themselves up on first use, which a capture does not allow: warm up on another stream first, see
+        # https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
+        stream = th.cuda.Stream()
+        stream.wait_stream(th.cuda.current_stream())
+        with th.cuda.stream(stream):
+            for _ in range(3):
+                compute()
+        th.cuda.current_stream().wait_stream(stream)
+        graph = th.cuda.CUDAGraph()
+        with th.cuda.graph(graph, stream=stream):
+            return graph, compute()
 
 
 class SideBySide(InOrder):
@@ -142,4 +144,6 @@ class CudaGraphGradients:
                 by_type.setdefault(tensor.dtype, []).append(place)
         self._copied = list(by_type.values())
         params, batch, temperature, reward_scale, noise = arguments.with_tensors(arguments.params, self._inputs)
-        self._graph, self._outputs = capture(lambda: self._compute(params, batch, noise, temperature, reward_scale))
+        self._graph, self._outputs = capture(
+            lambda: self._compute(params, batch, noise, temperature, reward_scale), self._scalars.device
+        )
