@@ -258,9 +258,9 @@ class SACV(Readings, Saving, Guarded):
                 self._update_target(self.tau)
         self._resolved_execution = self._executor.resolved
         reports = th.stack(metrics).cpu() if metrics else None  # where it waits for the device
-        self._record(reports)
         if closed is not None and reports is not None and reports[:, -1].any():
             self._stop_after(batch, reports)
+        self._record(reports)
 
     def _prepare_optimizers(self, progress: float) -> OptimizerStep:
         """

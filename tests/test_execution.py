@@ -425,7 +425,7 @@ class TestCudaGraphPlumbing:
                     tensor.copy_(new)
 
         @contextmanager
-        def capture(graph: Any, stream: Any) -> Iterator[None]:
+        def capture(graph: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
             yield
             graph.captured = calls[-1]
             captures.append(graph)

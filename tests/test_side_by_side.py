@@ -10,7 +10,9 @@ import pytest
 import torch as th
 import torch._inductor
 from stable_baselines3 import SAC
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
+from torch.nn.utils import prune
 
 from sb3_softvalue import SACV
 from sb3_softvalue.execution import CapturedActions, captured_actions, sample_batches
@@ -133,6 +135,22 @@ def test_parts_are_the_update(streams, monkeypatch):
     assert max(depth(stream) for stream in waits if stream != 1) == 4
 
 
+class Shifted(FlattenExtractor):
+    """Adds numbers that are no parameters and no buffers."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations) + th.tensor([1.0, 2.0, 3.0])
+
+
+def test_parts_hold_constants(streams, monkeypatch):
+    model = filled(box_env(), execution="eager", policy_kwargs=dict(net_arch=[8], features_extractor_class=Shifted))
+    graph, owners, inputs, (gradients, metrics) = traced(model, monkeypatch)
+    *results, report = Parts(graph, owners, lambda part, inputs: part)(*inputs)
+    th.testing.assert_close(report, metrics)
+    for result, gradient in zip(results, gradients, strict=True):
+        th.testing.assert_close(result, gradient)
+
+
 class Replayed:
     """A CUDA graph that computes on the CPU what it has captured."""
 
@@ -154,15 +172,16 @@ class TestCapturedActions:
 
     @pytest.fixture(autouse=True)
     def stand_in(self, monkeypatch, request) -> None:
-        def capture(compute: Any, device: th.device) -> Any:
+        def capture(compute: Any, device: th.device, error_mode: str) -> Any:
             if self.fails:
                 raise RuntimeError("operation not permitted when stream is capturing")
             graph = Replayed(compute)
             return graph, graph.results
 
         Replayed.captured = 0
-        if request.node.callspec.params["device"] == "cpu":
+        if getattr(request.node, "callspec", None) is None or request.node.callspec.params["device"] == "cpu":
             monkeypatch.setattr(captured_actions, "capture", capture)
+            monkeypatch.setattr(captured_actions, "_DEVICE", "cpu")
 
     @staticmethod
     def model(device: str, env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> SACV:
@@ -179,12 +198,12 @@ class TestCapturedActions:
                 space = model.observation_space
                 space.seed(int(generator.integers(1000)))
                 observation = space.sample()
-                actions = []
-                for policy in (model.policy, copy.deepcopy(model.policy)):
-                    if policy is not model.policy:
-                        policy.captured_actions = None
+                actions, policy = [], model.policy
+                captured = policy.captured_actions
+                for policy.captured_actions in (captured, None):
                     th.manual_seed(3)
                     actions.append(policy.predict(observation, deterministic=deterministic)[0])
+                policy.captured_actions = captured
                 assert_same(*actions)
 
     @pytest.mark.parametrize("device", DEVICES)
@@ -207,6 +226,17 @@ class TestCapturedActions:
         self.agrees(model)
         model.actor.latent_pi[1] = nn.Tanh()
         self.agrees(model)
+        # Layers that compute their weights, and another actor
+        prune.l1_unstructured(model.actor.mu, "weight", 0.3)
+        self.agrees(model)
+        assert not model.policy.captured_actions._graphs
+        prune.remove(model.actor.mu, "weight")
+        self.agrees(model)
+        assert model.policy.captured_actions._graphs
+        model.policy.actor = copy.deepcopy(model.policy.actor)
+        self.agrees(model, 5)
+        assert not model.policy.captured_actions._graphs
+        self.agrees(model)
         # A copy has none of these graphs
         assert not copy.deepcopy(model.policy).captured_actions._graphs
 
@@ -215,6 +245,31 @@ class TestCapturedActions:
         model = self.model(device, PointGoalEnv(), "MultiInputPolicy")
         self.agrees(model)
         assert len(model.policy.captured_actions._graphs) == 2
+        # Goals are told apart by name, whatever their order
+        observation = model.observation_space.sample()
+        actions = [
+            model.predict(dict(items), deterministic=True)[0]
+            for items in (list(observation.items()), list(observation.items())[::-1])
+            for _ in range(15)
+        ]
+        assert_same(actions, actions[:1] * 30)
+
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_inference_mode(self, device):
+        """Its tensors may not be written to elsewhere."""
+        model = self.model(device)
+        with th.inference_mode():
+            self.agrees(model)
+        self.agrees(model)
+        with th.inference_mode():
+            self.agrees(model)
+
+    def test_a_policy_that_has_moved(self, monkeypatch):
+        """From a GPU, say: it predicts on a CPU as ever."""
+        model = self.model("cpu")
+        monkeypatch.setattr(captured_actions, "_DEVICE", "cuda")
+        self.agrees(model)
+        assert not model.policy.captured_actions._graphs
 
     @pytest.mark.parametrize("device", DEVICES)
     def test_what_is_not_captured(self, device):

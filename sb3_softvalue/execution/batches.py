@@ -114,15 +114,17 @@ def send(batches: list[Batch], device: th.device) -> list[Batch]:
     Send batches to a GPU in one copy for each type of number, from pinned memory and without waiting for it: the copy of each
     small tensor by itself costs a launch and a synchronization.
 
-    :param batches: on the CPU
+    :param batches: on the CPU, or where a buffer of one's own has put them
     :param device: where to
     :return: the same batches there
     """
     leaves = [leaf for batch in batches for leaf in batch.leaves()]
     by_type: dict[th.dtype, list[int]] = {}
     for place, leaf in enumerate(leaves):
-        if isinstance(leaf, th.Tensor):
+        if isinstance(leaf, th.Tensor) and leaf.device.type == "cpu":
             by_type.setdefault(leaf.dtype, []).append(place)
+        elif isinstance(leaf, th.Tensor):
+            leaves[place] = leaf.to(device)
     for dtype, places in by_type.items():
         flat = [leaves[place].reshape(-1) for place in places]
         sizes = [len(leaf) for leaf in flat]

@@ -1,5 +1,6 @@
 """Predicted actions on a GPU, where a step of the environment waits for a dozen small kernels: by one launch."""
 
+import threading
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from sb3_softvalue.policies import SACVPolicy
 # Calls with observations of the same shapes before they get a graph, and graphs that are kept
 _CALLS_BEFORE = 10
 _MAX_GRAPHS = 8
+_DEVICE = "cuda"
 
 
 class Captured(NamedTuple):
@@ -47,15 +49,23 @@ class CapturedActions:
         self._calls: Counter[tuple[Any, ...]] = Counter()
         self._graphs: dict[tuple[Any, ...], Captured] = {}
         self._refused: set[tuple[Any, ...]] = set()
+        # All threads that predict share what the graphs read and write
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.policy,)
 
     def __call__(self, observation: PyTorchObs, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
         """See ``SACVPolicy.act``."""
+        with self._lock:
+            return self._act(observation, deterministic)
+
+    def _act(self, observation: PyTorchObs, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
+        """See ``SACVPolicy.act``."""
         inputs = [*observation.values()] if isinstance(observation, dict) else [observation]
-        key = (deterministic, *signature(inputs))
-        if not self._is_possible(inputs) or not (key in self._graphs or self._is_frequent(key)):
+        names = tuple(observation) if isinstance(observation, dict) else ()
+        key = (deterministic, names, *signature(inputs))
+        if not self._is_possible(inputs[0].device) or not (key in self._graphs or self._is_frequent(key)):
             return self.policy.act(observation, deterministic)
         noise = None
         if not deterministic:
@@ -74,15 +84,21 @@ class CapturedActions:
             own.copy_(tensor)
         captured.graph.replay()
         actions, is_nan = captured.results
-        return actions.clone(), is_nan
+        return actions.clone(), is_nan.clone()
 
-    def _is_possible(self, inputs: list[th.Tensor]) -> bool:
-        """:return: whether a graph computes the same; those of other parameters or layers are forgotten"""
-        if th.is_grad_enabled() or th.is_autocast_enabled(inputs[0].device.type):
+    def _is_possible(self, device: th.device) -> bool:
+        """
+        :param device: of the observations
+        :return: whether a graph computes the same; those of other parameters or layers are forgotten
+        """
+        if device.type != _DEVICE or th.is_grad_enabled() or th.is_inference_mode_enabled():
             return False
-        if not self._modules or not self._watched.are_current(()):
-            self._watched = Watched(nn.ModuleList([self.policy.actor]), ())
-            self._modules = list(self.policy.actor.modules())
+        if th.is_autocast_enabled(device.type) or th.jit.is_tracing():
+            return False
+        actor = self.policy.actor
+        if not self._modules or self._modules[0] is not actor or not self._watched.are_current(()):
+            self._watched = Watched(nn.ModuleList([actor]), ())
+            self._modules = list(actor.modules())
             self._addresses = ()
         addresses = tuple(tensor.data_ptr() for tensor in self._watched.constants)
         if addresses != self._addresses:
@@ -106,5 +122,8 @@ class CapturedActions:
         own = [tensor.clone() for tensor in inputs]
         noise = None if deterministic else own[-1]
         own_observation = dict(zip(observation, own, strict=False)) if isinstance(observation, dict) else own[0]
-        graph, results = capture(lambda: self.policy.act(own_observation, deterministic, noise), inputs[0].device)
+        # What other threads do meanwhile is theirs
+        graph, results = capture(
+            lambda: self.policy.act(own_observation, deterministic, noise), inputs[0].device, error_mode="thread_local"
+        )
         return Captured(graph, own, results)

@@ -48,7 +48,7 @@ def unavailable(execution: str, objective: JointObjective, device: th.device) ->
     for module in objective.modules():
         if isinstance(module, (_BatchNorm, _DropoutNd)):
             return f"{type(module).__name__} changes state or draws random numbers inside the network"
-        if execution == "cuda_graph" and not is_known_module(module) and module._buffers:
+        if device.type == "cuda" and not is_known_module(module) and module._buffers:
             return f"{type(module).__name__} has buffers, which capturing a graph may change"
     return None
 

@@ -13,12 +13,13 @@ from sb3_softvalue.update import Batch, InOrder, JointObjective, Temperature, ob
 Result = TypeVar("Result")
 
 
-def capture(compute: Callable[[], Result], device: th.device) -> tuple[Any, Result]:
+def capture(compute: Callable[[], Result], device: th.device, error_mode: str = "global") -> tuple[Any, Result]:
     """
     Capture what a function launches. It is called a few times before.
 
     :param compute: reads tensors that stay where they are, and changes nothing
     :param device: of the tensors
+    :param error_mode: what may not happen meanwhile, see ``torch.cuda.graph``
     :return: graph, and the result of the function, which each replay overwrites
     """
     with th.cuda.device(device):
@@ -31,7 +32,8 @@ def capture(compute: Callable[[], Result], device: th.device) -> tuple[Any, Resu
                 compute()
         th.cuda.current_stream().wait_stream(stream)
         graph = th.cuda.CUDAGraph()
-        with th.cuda.graph(graph, stream=stream):
+        # On yet another stream, so that the workspaces of libraries are the graph's own
+        with th.cuda.graph(graph, stream=th.cuda.Stream(), capture_error_mode=error_mode):
             return graph, compute()
 
 
@@ -124,6 +126,7 @@ class CudaGraphGradients:
         addresses = tuple(tensor.data_ptr() for tensor in (*params, *self._watched.constants))
         key = (self._watched.state(), addresses, *signature(inputs))
         if key != self._key:
+            self._key = None  # until there is a graph
             self._capture(arguments)
             self._key = key
         for places in self._copied:

@@ -44,6 +44,8 @@ class Parts:
         for node in self._graph.graph.nodes:
             if node.op == "placeholder":
                 values[node] = next(rest)
+            elif node.op == "get_attr":
+                values[node] = getattr(self._graph, str(node.target))
             elif node.op == "call_module":
                 stream = self._streams.setdefault(node.target, th.cuda.Stream())
                 stream.wait_event(start)

@@ -41,11 +41,15 @@ class Watched:
     def are_current(self, params: Sequence[th.Tensor]) -> bool:
         """
         :param params: of the next step
-        :return: whether these are the parameters that are learned, and no module has been exchanged
+        :return: whether these are the parameters that are learned, and no module has been exchanged or computes its weights
         """
         if params is not self.learned and same_tensors(params, self.learned):
             self.learned = params
-        return params is self.learned and all(list(now.values()) == then for now, then in self._children)
+        return (
+            params is self.learned
+            and all(list(now.values()) == then for now, then in self._children)
+            and all(name in members for members, name in self._places.values())
+        )
 
     @property
     def constants(self) -> list[th.Tensor]:

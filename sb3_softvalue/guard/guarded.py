@@ -224,14 +224,20 @@ class Guarded(SAC):
         """
         n_made = int(reports[:, -1].nonzero()[0])
         self._n_updates -= len(reports) - n_made
-        self._stop_update(batch, reports[n_made])
+        self._stop_update(batch, reports[n_made], "The update was not made; the target value has gone on towards V.")
 
-    def _stop_update(self, batch: Batch, metrics: th.Tensor) -> NoReturn:
+    def _stop_update(
+        self,
+        batch: Batch,
+        metrics: th.Tensor,
+        aftermath: str = "The update was not made, the model is as before it.",
+    ) -> NoReturn:
         """
         Say why an update was not made.
 
         :param batch: that it was computed from, or the last one before it was noticed
         :param metrics: of the update, as ``update.objective_gradients`` gives them
+        :param aftermath: what was done with the model
         :raises NonFiniteError: always
         """
         broken = self._backup.broken()
@@ -242,7 +248,7 @@ class Guarded(SAC):
             "; ".join(_bad_entries(batch)) or "all of its batch was"
         )
         state = self._state_of_training()
-        raise NonFiniteError("loss" if bad else "gradient", what, state, "The update was not made, the model is as before it.")
+        raise NonFiniteError("loss" if bad else "gradient", what, state, aftermath)
 
     def _stop_for_parameters(self, broken: Sequence[str], cause: Exception | None = None) -> NoReturn:
         """
