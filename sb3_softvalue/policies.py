@@ -119,7 +119,7 @@ class SACVPolicy(SACPolicy):
         if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and _ADAM_IMPLEMENTATIONS.isdisjoint(kwargs):
             # Same mathematics in one call per step instead of a Python loop over the parameters
             kwargs["fused"] = True
-        return self.optimizer_class(params, lr=lr, **kwargs)  # type: ignore[call-arg]
+        return self.optimizer_class(params, lr=lr, **kwargs)  # type: ignore[call-arg]  # Optimizer's own has no lr
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # SACPolicy forgets this one, so that its policy.save() loses it

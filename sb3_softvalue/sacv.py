@@ -212,7 +212,7 @@ class SACV(Readings, Saving, Guarded):
         self._executor = Executor(self.execution, objective, self.device, self._resolved_execution, announce)
 
     @property
-    def critic_target(self) -> NoReturn:  # type: ignore[override]
+    def critic_target(self) -> NoReturn:  # type: ignore[override]  # an attribute in SAC
         """Not there: SAC v1 has ``value_target`` instead."""
         no_critic_target(type(self).__name__)
 

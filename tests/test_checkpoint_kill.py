@@ -70,7 +70,7 @@ def child(run: Path) -> None:
         save()
         (run / "writing").unlink(missing_ok=True)
 
-    checkpoint._save = marked  # type: ignore[method-assign]
+    checkpoint._save = marked  # type: ignore[method-assign]  # to slow it down
     model.learn(TOTAL - model.num_timesteps, reset_num_timesteps=False, callback=[checkpoint, Slowly()])
     result = {"steps": model.num_timesteps, "stored": model.replay_buffer.size(), "digest": digest(everything(model))}
     (run / "result.json").write_text(json.dumps({**result, "updates": model._n_updates}))

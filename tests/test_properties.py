@@ -143,7 +143,7 @@ def train_or_refuse(observation_space: spaces.Space, action_space: spaces.Space,
     :raises AssertionError: if it broke otherwise than by a refusal that explains itself
     """
     # SB3's vectorised environments know fewer spaces, and refuse the others before a model sees them
-    make = lambda: AnySpaces(observation_space, action_space)  # noqa: E731
+    make = lambda: AnySpaces(observation_space, action_space)  # noqa: E731 (a name for the call below)
     env = make() if n_envs == 1 else DummyVecEnv([make] * n_envs)
     model = None
     try:

@@ -37,7 +37,7 @@ class PruneSecond(optuna.pruners.BasePruner):
 @pytest.fixture(autouse=True)
 def _zoo_leaves_no_traces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The zoo patches Gymnasium, a front-end its process: what they change is put back after each test."""
-    import sb3_softvalue.zoo.environment  # noqa: F401
+    import sb3_softvalue.zoo.environment  # noqa: F401 (registers the environments)
 
     monkeypatch.chdir(tmp_path)
     for owner, name in (

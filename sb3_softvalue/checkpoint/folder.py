@@ -18,7 +18,7 @@ from typing import Any
 try:
     import fcntl
 except ImportError:  # Windows: nothing keeps two processes from one folder there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 FORMAT = 1
 MANIFEST, BLOCKS = "manifest.json", "replay"

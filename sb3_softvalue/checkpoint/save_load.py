@@ -153,7 +153,7 @@ def _rehearse(model: OffPolicyAlgorithm, content: dict[str, Any], tensors: dict[
     noises = [content["noise"], random_state.noise_state(random_state.noise_of_each(model.action_noise, model.n_envs))]
     if np.shape(noises[0]) != np.shape(noises[1]):
         raise ValueError("its action noise has a state of another shape")
-    if not 0 <= content["buffer"]["pos"] < model.replay_buffer.buffer_size:  # type: ignore[union-attr]
+    if not 0 <= content["buffer"]["pos"] < model.replay_buffer.buffer_size:  # type: ignore[union-attr]  # was checked to be there
         raise ValueError(f"the buffer's position is {content['buffer']['pos']!r}")
     assert isinstance(content["episodes"], list) and isinstance(content["successes"], list)
     observations = state.to_arrays(tensors["last"]["_last_obs"])
@@ -221,8 +221,8 @@ def _begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any], last: An
     if normalize is not None:
         # The reset has been counted before
         state.set_vec_normalize_state(normalize, content["VecNormalize"])
-        observations = normalize.normalize_obs(model._last_original_obs)  # type: ignore[arg-type]
-    model._last_obs = observations  # type: ignore[assignment]
+        observations = normalize.normalize_obs(model._last_original_obs)  # type: ignore[arg-type]  # Dict of arrays
+    model._last_obs = observations  # type: ignore[assignment]  # Dict of arrays
     model._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
     exactly = (
         after is not None

@@ -187,7 +187,7 @@ def apply(model: OffPolicyAlgorithm, saved: dict[str, Any], saved_tensors: dict[
     for name, value in saved["counters"].items():
         setattr(model, name, value)
     # The executor begins with what was resolved
-    model._create_aliases()  # type: ignore[attr-defined]
+    model._create_aliases()  # type: ignore[attr-defined]  # SACV's
     size = model._stats_window_size
     model.ep_info_buffer, model.ep_success_buffer = deque(saved["episodes"], size), deque(saved["successes"], size)
     buffer = model.replay_buffer

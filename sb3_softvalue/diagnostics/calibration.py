@@ -172,11 +172,11 @@ def _run_episodes(model: SACV, env: VecEnv, n_episodes: int, seed: int) -> list[
         if model.use_sde:
             # V knows the policy's marginal over the exploration matrix: draw it anew at each step
             model.policy.reset_noise(env.num_envs)
-        actions, _ = model.predict(observations, deterministic=False)  # type: ignore[arg-type]
+        actions, _ = model.predict(observations, deterministic=False)  # type: ignore[arg-type]  # VecEnv's type allows tuples
         next_observations, rewards, dones, infos = env.step(actions)
         raw_rewards = rewards if vec_normalize is None else vec_normalize.get_original_reward()
         for index, episode in enumerate(running):
-            episode.observations.append(take(observations, index))  # type: ignore[arg-type]
+            episode.observations.append(take(observations, index))  # type: ignore[arg-type]  # VecEnv's type allows tuples
             episode.rewards.append(rewards[index])
             episode.raw_rewards.append(raw_rewards[index])
             if dones[index]:

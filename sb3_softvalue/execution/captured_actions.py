@@ -105,6 +105,7 @@ class CapturedActions:
             self._addresses = addresses
             self._calls.clear()
             self._graphs.clear()
+            self._refused.clear()
         return all(
             is_known_module(module) and not (module._buffers or module._forward_hooks or module._forward_pre_hooks)
             for module in self._modules

@@ -173,7 +173,7 @@ def _counterpart(policy_class: type[BasePolicy], counterparts: dict[Any, Any], f
 
 def _normalizes(env: GymEnv | None) -> bool:
     """:return: whether a ``VecNormalize`` is among the environment's wrappers"""
-    return env is None or unwrap_vec_normalize(env) is not None  # type: ignore[arg-type]
+    return env is None or unwrap_vec_normalize(env) is not None  # type: ignore[arg-type]  # any environment may be given
 
 
 def _rebuild(

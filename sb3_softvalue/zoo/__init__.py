@@ -1,7 +1,7 @@
 """RL Zoo with SACV: importing this module makes ``sacv`` one of the zoo's algorithms."""
 
 try:
-    import rl_zoo3  # noqa: F401
+    import rl_zoo3  # noqa: F401 (whether it is there)
 except ModuleNotFoundError as error:
     if error.name != "rl_zoo3":
         raise
