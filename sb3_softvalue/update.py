@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import Actor
 from torch import nn
@@ -99,7 +98,7 @@ def draw_noise(actor: Actor, batch_size: int, device: th.device) -> th.Tensor | 
         actor.reset_noise()
     if draws_own_noise(actor):
         return None
-    return th.randn(batch_size, get_action_dim(actor.action_space), device=device)
+    return th.randn(batch_size, actor.action_dist.action_dim, device=device)
 
 
 def sample_actions(actor: Actor, observations: PyTorchObs, noise: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:

@@ -69,16 +69,21 @@ def _sample_rows(buffer: ReplayBuffer, size: int, gamma: float) -> Batch:
         by pairs of indices
     """
     steps = np.random.randint(0, buffer.buffer_size if buffer.full else buffer.pos, size=size)
-    rows = th.from_numpy(steps * buffer.n_envs + np.random.randint(0, high=buffer.n_envs, size=(size,)))
+    rows = steps * buffer.n_envs + np.random.randint(0, high=buffer.n_envs, size=(size,))
 
-    def take(array: np.ndarray) -> th.Tensor:
-        return th.from_numpy(array).flatten(0, 1).index_select(0, rows)
+    def take(array: np.ndarray) -> np.ndarray:
+        # Half the time of PyTorch's index_select
+        return array.reshape(-1, *array.shape[2:]).take(rows, axis=0)
 
     # Only use dones that are not due to timeouts
     dones = take(buffer.dones) * (1 - take(buffer.timeouts))
-    observations, next_observations = take(buffer.observations), take(buffer.next_observations)
     return Batch(
-        observations, take(buffer.actions), next_observations, dones.unsqueeze(1), take(buffer.rewards).unsqueeze(1), gamma
+        observations=th.from_numpy(take(buffer.observations)),
+        actions=th.from_numpy(take(buffer.actions)),
+        next_observations=th.from_numpy(take(buffer.next_observations)),
+        dones=th.from_numpy(dones[:, None]),
+        rewards=th.from_numpy(take(buffer.rewards)[:, None]),
+        discounts=gamma,
     )
 
 

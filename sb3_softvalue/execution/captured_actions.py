@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import torch as th
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
@@ -69,7 +68,7 @@ class CapturedActions:
             return self.policy.act(observation, deterministic)
         noise = None
         if not deterministic:
-            shape = len(inputs[0]), get_action_dim(self.policy.action_space)
+            shape = len(inputs[0]), self.policy.actor.action_dist.action_dim
             noise = th.randn(shape, device=inputs[0].device, dtype=self._watched.constants[0].dtype)
             inputs.append(noise)
         if key not in self._graphs:

@@ -21,7 +21,7 @@ def optimizer_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
 
 
-def same_tensors(first: Sequence[th.Tensor], second: Sequence[th.Tensor]) -> bool:
+def same_objects(first: Sequence[Any], second: Sequence[Any]) -> bool:
     """
     :return: whether both hold the same objects in the same order
     """
@@ -64,7 +64,7 @@ class OptimizerStep:
         return len(optimizers) == len(self.optimizers) and all(
             new is old
             and (not _is_plain_fused_adam(new) if adam is None else _is_plain_fused_adam(new) and adam.is_current())
-            and same_tensors(optimizer_params(new), params)
+            and same_objects(optimizer_params(new), params)
             for new, old, adam, params in zip(optimizers, self.optimizers, self._adams, self._params, strict=True)
         )
 
@@ -131,16 +131,15 @@ class _FusedAdamState:
 
     def __init__(self, optimizer: th.optim.Optimizer):
         self.optimizer = optimizer
-        self._params = params = optimizer_params(optimizer)
+        params = optimizer_params(optimizer)
         for param in params:
             state = optimizer.state[param]
             if not state:
                 state["step"] = th.zeros((), dtype=th.float32, device=param.device)
                 state["exp_avg"] = th.zeros_like(param, memory_format=th.preserve_format)
                 state["exp_avg_sq"] = th.zeros_like(param, memory_format=th.preserve_format)
-        self._state = optimizer.state
         states = [optimizer.state[param] for param in params]
-        self._states = states
+        self._state, self._all_states, self._states = optimizer.state, list(optimizer.state.values()), states
         self.state_lists = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
         self.count_by(th.stack(self.state_lists[2]) if states else th.zeros(0))
 
@@ -156,9 +155,10 @@ class _FusedAdamState:
     def is_current(self) -> bool:
         """:return: whether the optimizer still has this state; ``load_state_dict`` replaces it, ``state.clear()`` drops it"""
         state = self.optimizer.state
-        return state is self._state and all(
-            param in state and state[param].get("exp_avg") is exp_avg
-            for param, exp_avg in zip(self._params, self.state_lists[0], strict=True)
+        return (
+            state is self._state
+            and same_objects(list(state.values()), self._all_states)
+            and same_objects([entry.get("exp_avg") for entry in self._states], self.state_lists[0])
         )
 
     def key(self) -> tuple[Any, ...]:

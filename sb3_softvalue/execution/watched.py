@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_softvalue.execution.optimizers import same_tensors
+from sb3_softvalue.execution.optimizers import same_objects
 from sb3_softvalue.networks import is_known_module
 
 
@@ -43,7 +43,7 @@ class Watched:
         :param params: of the next step
         :return: whether these are the parameters that are learned, and no module has been exchanged or computes its weights
         """
-        if params is not self.learned and same_tensors(params, self.learned):
+        if params is not self.learned and same_objects(params, self.learned):
             self.learned = params
         return (
             params is self.learned

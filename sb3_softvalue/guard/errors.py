@@ -38,7 +38,7 @@ def not_finite(array: np.ndarray) -> np.ndarray:
     :param array: one row for each environment or transition, of any type
     :return: indices of the rows that hold a number which is not finite
     """
-    if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
+    if array.dtype.kind != "f" or np.isfinite(array).all():
         return np.empty(0, dtype=int)
     return np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
 
