@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch as th
 
+from sb3_softvalue.execution import captured_step
 from sb3_softvalue.execution.optimizers import OptimizerStep
 from tests.helpers import assert_same
 
@@ -26,13 +27,14 @@ OPTIMIZERS: dict[str, list[tuple[type[th.optim.Optimizer], dict[str, Any]]]] = {
 }
 
 
-def make(kinds: Any) -> list[th.optim.Optimizer]:
+def make(kinds: Any, device: str = "cpu") -> list[th.optim.Optimizer]:
     """Optimizers of some random parameters each, the same at every call."""
     generator = th.Generator().manual_seed(1)
     optimizers = []
     for number, (optimizer_class, kwargs) in enumerate(kinds):
         shapes = [(4, 3), (4,), (1,)][: number + 1]
-        optimizers.append(optimizer_class([th.randn(s, generator=generator).requires_grad_() for s in shapes], **kwargs))
+        params = [th.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+        optimizers.append(optimizer_class(params, **kwargs))
     return optimizers
 
 
@@ -132,3 +134,105 @@ def test_frozen_parameters_are_left_out():
     assert len(step.params) == 2
     step([th.ones(4, 3), th.ones(4)], None)
     assert th.equal(frozen, before) and not optimizers[1].state[frozen]
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device"))]
+
+
+class TestCaptured:
+    """The step as a graph; on a CPU the graph is a stand-in that steps when it is replayed."""
+
+    @pytest.fixture
+    def captures(self, request, monkeypatch) -> list[Any]:
+        """One entry for each capture."""
+        captures: list[Any] = []
+        capture = captured_step.capture
+
+        class Graph:
+            def __init__(self, compute: Any):
+                self.replay = compute
+
+        def stand_in(compute: Any, device: th.device, error_mode: str) -> tuple[Any, None]:
+            for _ in range(3):
+                compute()
+            return Graph(compute), None
+
+        def recorded(compute: Any, device: th.device, error_mode: str) -> tuple[Any, Any]:
+            captures.append(device)
+            return (stand_in if device.type == "cpu" else capture)(compute, device, error_mode=error_mode)
+
+        monkeypatch.setattr(captured_step, "capture", recorded)
+        monkeypatch.setattr(captured_step, "_DEVICE", request.getfixturevalue("device"))
+        monkeypatch.setattr(captured_step, "_CALLS_BEFORE", 4)
+        return captures
+
+    @pytest.fixture
+    def pair(self, device) -> Any:
+        """Steps optimizers captured and others by themselves, from gradients that stay where they are."""
+        kinds = [ADAM, (th.optim.AdamW, dict(lr=3e-3, fused=True)), ADAM]
+        expected, optimizers = make(kinds, device), make(kinds, device)
+        generator = th.Generator().manual_seed(2)
+        places = [th.empty_like(param) for optimizer in optimizers for param in optimizer.param_groups[0]["params"]]
+
+        def step(by: OptimizerStep, times: int, closed: float = 0.0) -> None:
+            for _ in range(times):
+                for place, gradient in zip(places, gradients_of(optimizers, generator), strict=True):
+                    place.copy_(gradient)
+                if not closed:
+                    plain_step(expected, [place.clone() for place in places], None)
+                by(places, None, th.full((1,), closed, device=device))
+                assert_same(state_of(optimizers), state_of(expected))
+
+        return expected, optimizers, step
+
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_steps_are_the_same(self, device, captures, pair):
+        expected, optimizers, step = pair
+        together = OptimizerStep(optimizers)
+        step(together, 3)
+        assert not captures
+        step(together, 5)
+        assert len(captures) == 2  # Adam's and AdamW's
+        step(together, 2, closed=1.0)
+        step(together, 2)
+        for optimizer in (expected[1], optimizers[1]):
+            optimizer.param_groups[0]["lr"] = 1e-4
+        step(together, 3)
+        assert len(captures) == 2
+        step(together, 2)
+        assert len(captures) == 3
+        # Other storages under the same parameters
+        for optimizer in (expected[0], optimizers[0]):
+            for param in optimizer.param_groups[0]["params"]:
+                param.data = param.data * 0.5
+        step(together, 6)
+        assert len(captures) == 4
+        state = copy.deepcopy(expected[2].state_dict())
+        for optimizer in (expected[2], optimizers[2]):
+            optimizer.load_state_dict(copy.deepcopy(state))
+        assert not together.is_current(optimizers)
+        step(OptimizerStep(optimizers), 6)
+
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_a_schedule_never_captures(self, device, captures, pair):
+        expected, optimizers, step = pair
+        together = OptimizerStep(optimizers)
+        for number in range(10):
+            for optimizer in (*expected, *optimizers):
+                optimizer.param_groups[0]["lr"] = 1e-2 / (number + 1)
+            step(together, 1)
+        assert not captures
+
+    @pytest.mark.parametrize("device", ["cpu"])
+    def test_what_cannot_be_captured(self, device, captures, pair, monkeypatch):
+        """Is stepped without a graph, and tried once."""
+
+        def fails(compute: Any, device: th.device, error_mode: str) -> None:
+            compute()
+            captures.append(device)
+            raise RuntimeError("not here")
+
+        monkeypatch.setattr(captured_step, "capture", fails)
+        _, optimizers, step = pair
+        step(OptimizerStep(optimizers), 12)
+        assert len(captures) == 2

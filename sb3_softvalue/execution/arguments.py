@@ -1,5 +1,6 @@
 """What the gradients of an update depend on, as flat lists of tensors for those executions that fix their inputs."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -95,3 +96,10 @@ class Arguments(NamedTuple):
 def signature(tensors: Sequence[th.Tensor]) -> tuple[Any, ...]:
     """:return: what a compiled or captured function has fixed about its inputs"""
     return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
+
+
+def same_objects(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    """
+    :return: whether both hold the same objects in the same order
+    """
+    return len(first) == len(second) and all(map(operator.is_, first, second))

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch as th
@@ -17,6 +17,8 @@ from sb3_softvalue.update import Batch
 _CHUNKED_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
 # Largest sample taken from the buffer in one go
 CHUNK_BYTES = 32 * 1024**2
+# Batches that go to a GPU in one copy, while it works on those before
+_SENT_TOGETHER = 8
 
 
 def sample_batches(
@@ -44,7 +46,9 @@ def sample_batches(
     while n_batches > 0:
         size = min(chunk, n_batches)
         if device.type == "cuda":
-            yield from send(split(_sample_on_cpu(buffer, size * batch_size, gamma, env), size), device)
+            batches = split(_sample_on_cpu(buffer, size * batch_size, gamma, env), size)
+            while sending := list(itertools.islice(batches, _SENT_TOGETHER)):
+                yield from send(sending, device)
         else:
             yield from split(_sample(buffer, size * batch_size, gamma, env), size)
         n_batches -= size
@@ -81,8 +85,8 @@ def _sample_rows(buffer: ReplayBuffer, size: int, gamma: float) -> Batch:
         observations=th.from_numpy(take(buffer.observations)),
         actions=th.from_numpy(take(buffer.actions)),
         next_observations=th.from_numpy(take(buffer.next_observations)),
-        dones=th.from_numpy(dones[:, None]),
-        rewards=th.from_numpy(take(buffer.rewards)[:, None]),
+        dones=th.from_numpy(dones).unsqueeze(1),
+        rewards=th.from_numpy(take(buffer.rewards)).unsqueeze(1),
         discounts=gamma,
     )
 
@@ -96,7 +100,7 @@ def _sample_on_cpu(buffer: ReplayBuffer, size: int, gamma: float, env: VecNormal
         buffer.device = device
 
 
-def split(batch: Batch, n_batches: int) -> list[Batch]:
+def split(batch: Batch, n_batches: int) -> Iterator[Batch]:
     """
     Split a large sample into batches that are each like a sample of their own. Taken with a stride, because
     ``HerReplayBuffer`` puts real transitions before virtual ones.
@@ -105,16 +109,17 @@ def split(batch: Batch, n_batches: int) -> list[Batch]:
     :param n_batches: number of parts
     :return: batches of batch_size transitions, contiguous in memory
     """
-    if n_batches == 1:
-        return [batch]
 
     def part(leaf: th.Tensor | float, index: int) -> th.Tensor | float:
         return leaf[index::n_batches].contiguous() if isinstance(leaf, th.Tensor) else leaf
 
-    return [batch.with_leaves(part(leaf, index) for leaf in batch.leaves()) for index in range(n_batches)]
+    if n_batches == 1:
+        yield batch
+    else:
+        yield from (batch.with_leaves(part(leaf, index) for leaf in batch.leaves()) for index in range(n_batches))
 
 
-def send(batches: list[Batch], device: th.device) -> list[Batch]:
+def send(batches: Sequence[Batch], device: th.device) -> list[Batch]:
     """
     Send batches to a GPU in one copy for each type of number, from pinned memory and without waiting for it: the copy of each
     small tensor by itself costs a launch and a synchronization.

@@ -1,12 +1,14 @@
 """Stepping the update's optimizers: fused Adam over all networks in one call where that is what the optimizers do anyway."""
 
 import itertools
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch as th
 from torch import nn
+
+from sb3_softvalue.execution.arguments import same_objects
+from sb3_softvalue.execution.captured_step import CapturedStep
 
 # Hyper-parameters on which groups must agree to be stepped by one call, in the order of th._fused_adam_
 _HYPERPARAMETERS = ("lr", "betas", "weight_decay", "eps")
@@ -19,13 +21,6 @@ def optimizer_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
     :return: its parameters that are learned (not frozen by the user), in order
     """
     return [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-
-
-def same_objects(first: Sequence[Any], second: Sequence[Any]) -> bool:
-    """
-    :return: whether both hold the same objects in the same order
-    """
-    return len(first) == len(second) and all(map(operator.is_, first, second))
 
 
 class OptimizerStep:
@@ -76,14 +71,7 @@ class OptimizerStep:
         :param max_grad_norm: clip the gradient norm of each optimizer by itself; None does not clip
         :param closed: shape (1,), 1 on the device where the step must not be made; None makes it
         """
-        complete: list[th.Tensor] = []
-        for param, gradient in zip(self.params, gradients, strict=True):
-            if gradient is not None:
-                if gradient.stride() != param.stride():
-                    # A convolution's may come in another memory format, which the fused kernel would misread
-                    gradient = th.empty_like(param).copy_(gradient)
-                complete.append(gradient)
-            param.grad = gradient
+        complete = self._set_gradients(gradients)
         if max_grad_norm is not None:
             for params in self._params:
                 nn.utils.clip_grad_norm_(params, max_grad_norm)
@@ -95,6 +83,21 @@ class OptimizerStep:
         if together:
             for group in self._fused_groups():
                 group.step(complete, closed)
+
+    def _set_gradients(self, gradients: Sequence[th.Tensor | None]) -> list[th.Tensor]:
+        """
+        :param gradients: one for each parameter, which becomes its ``grad``
+        :return: those that are there, in the memory format of their parameters
+        """
+        complete: list[th.Tensor] = []
+        for param, gradient in zip(self.params, gradients, strict=True):
+            if gradient is not None:
+                if gradient.stride() != param.stride():
+                    # A convolution's may come in another memory format, which the fused kernel would misread
+                    gradient = th.empty_like(param).copy_(gradient)
+                complete.append(gradient)
+            param.grad = gradient
+        return complete
 
     def _fused_groups(self) -> "list[_FusedAdamGroup]":
         """:return: the optimizers that are stepped without their ``step()``, those with equal hyper-parameters together"""
@@ -186,19 +189,32 @@ class _FusedAdamGroup:
             adam.count_by(steps)
         lists = zip(*(adam.state_lists for adam in adams), strict=True)
         self._exp_avgs, self._exp_avg_sqs, self._steps = ([tensor for part in parts for tensor in part] for parts in lists)
+        self._captured = CapturedStep(self._launch, [*params, *self._exp_avgs, *self._exp_avg_sqs, *self._steps])
 
     def use(self, key: tuple[Any, ...]) -> None:
         """
         :param key: hyper-parameters of the next steps, see ``_FusedAdamState.key``
         """
+        self._settings = key
         decoupled, *hyperparameters = key
         self._kernel = th._fused_adamw_ if decoupled else th._fused_adam_
         self._lr, (self._beta1, self._beta2), self._weight_decay, self._eps = hyperparameters
 
-    @th.no_grad()
     def step(self, gradients: list[th.Tensor], closed: th.Tensor | None) -> None:
         """
         :param gradients: of the parameters of all optimizers
+        :param closed: see ``OptimizerStep``
+        """
+        own = [gradients[place] for place in self._places]
+        if closed is None:
+            self._launch(own, None)
+        else:
+            self._captured(own, closed, self._settings)
+
+    @th.no_grad()
+    def _launch(self, gradients: Sequence[th.Tensor], closed: th.Tensor | None) -> None:
+        """
+        :param gradients: of these parameters
         :param closed: see ``OptimizerStep``
         """
         self._counter.add_(1.0)
@@ -206,7 +222,7 @@ class _FusedAdamGroup:
             self._counter.sub_(closed)
         self._kernel(
             self._params,
-            [gradients[place] for place in self._places],
+            list(gradients),
             self._exp_avgs,
             self._exp_avg_sqs,
             [],

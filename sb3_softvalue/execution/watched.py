@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_softvalue.execution.optimizers import same_objects
+from sb3_softvalue.execution.arguments import same_objects
 from sb3_softvalue.networks import is_known_module
 
 
