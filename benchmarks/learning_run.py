@@ -171,9 +171,9 @@ class Said:
         try:
             model.load_checkpoint(self.folder)
         except CheckpointError:  # none was written yet
-            shutil.rmtree(self.folder, ignore_errors=True)  # type: ignore[arg-type]
+            shutil.rmtree(self.folder, ignore_errors=True)  # type: ignore[arg-type]  # called where there is one
             return [0.0, 0.0]
-        lines = (self.folder / "said.jsonl").read_text().splitlines(keepends=True)  # type: ignore[operator]
+        lines = (self.folder / "said.jsonl").read_text().splitlines(keepends=True)  # type: ignore[operator]  # called where there is one
         rows = {row["timesteps"]: row for row in (json.loads(line) for line in lines if line.endswith("\n"))}
         self.rows = [row for timesteps, row in sorted(rows.items()) if timesteps <= model.num_timesteps]
         for row in self.rows:

@@ -50,7 +50,7 @@ class StartStates(gym.Wrapper):
             return observation, info
         states, observations = (np.stack(part) for part in zip(*self.visited, strict=True))
         chosen = int(self.generator.choice(len(states), p=self.weights(observations)))
-        self.unwrapped.state = states[chosen].copy()  # type: ignore[attr-defined]
+        self.unwrapped.state = states[chosen].copy()  # type: ignore[attr-defined]  # of this task's own environment
         return observations[chosen].copy(), info
 
     def weights(self, observations: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ class StartStates(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, ...]:
         """:return: as the environment's"""
         result = self.env.step(action)
-        self.visited.append((self.unwrapped.state.copy(), result[0]))  # type: ignore[attr-defined]
+        self.visited.append((self.unwrapped.state.copy(), result[0]))  # type: ignore[attr-defined]  # of this task's own environment
         return result
 
 

@@ -21,11 +21,11 @@ if THREADS == "1":
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 
 import gymnasium as gym  # noqa: E402  (after the thread settings)
-import numpy as np  # noqa: E402
-import torch as th  # noqa: E402
-from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
-from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
-from stable_baselines3.common.logger import configure  # noqa: E402
+import numpy as np  # noqa: E402  (after the thread settings)
+import torch as th  # noqa: E402  (after the thread settings)
+from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402  (after the thread settings)
+from stable_baselines3.common.env_util import make_vec_env  # noqa: E402  (after the thread settings)
+from stable_baselines3.common.logger import configure  # noqa: E402  (after the thread settings)
 
 BUFFER_SIZE = 20_000
 

@@ -22,10 +22,10 @@ pytest.importorskip("rliable", reason="the benchmark's statistics are not instal
 pytest.importorskip("sb3_contrib", reason="TQC, which the benchmark compares with, is not installed")
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-import learning  # noqa: E402
-import learning_report  # noqa: E402
-from learning_results import TaskResults, in_lines, write_sidecar  # noqa: E402
-from learning_run import ALGORITHMS, TASKS, Run, evaluate, make_model, rows, train  # noqa: E402
+import learning  # noqa: E402  (after its folder is on the path)
+import learning_report  # noqa: E402  (after its folder is on the path)
+from learning_results import TaskResults, in_lines, write_sidecar  # noqa: E402  (after its folder is on the path)
+from learning_run import ALGORITHMS, TASKS, Run, evaluate, make_model, rows, train  # noqa: E402  (after its folder is on the path)
 
 SMALL = {"learning_starts": 50, "batch_size": 8, "buffer_size": 1000, "policy_kwargs": {"net_arch": [8]}}
 TIMES = ("seconds", "cpu_seconds")

@@ -10,8 +10,8 @@ import pytest
 ray = pytest.importorskip("ray", reason="Ray, which is an extra of its own, is not installed")
 pytest.importorskip("tqdm", reason="the benchmark's progress bar is not installed")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-import learning  # noqa: E402
-from learning_run import Run, rows  # noqa: E402
+import learning  # noqa: E402  (after its folder is on the path)
+from learning_run import Run, rows  # noqa: E402  (after its folder is on the path)
 
 SMALL = {"learning_starts": 100, "batch_size": 8, "buffer_size": 5000, "policy_kwargs": {"net_arch": [8]}}
 
