@@ -1,6 +1,8 @@
 """The step of all optimizers at once against each optimizer's own ``step()``, bit for bit."""
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -236,3 +238,17 @@ class TestCaptured:
         _, optimizers, step = pair
         step(OptimizerStep(optimizers), 12)
         assert len(captures) == 2
+
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_ends_with_its_step(self, device, captures, pair):
+        """Without waiting for the garbage collector: a graph holds memory of the device. The stand-in holds the step."""
+        _, optimizers, step = pair
+        together = OptimizerStep(optimizers)
+        step(together, 6 if device == "cuda" else 3)
+        groups = [weakref.ref(group) for group in together._groups]
+        gc.disable()
+        try:
+            del together
+            assert len(groups) == 2 and not any(group() for group in groups)
+        finally:
+            gc.enable()

@@ -75,18 +75,18 @@ def _sample_rows(buffer: ReplayBuffer, size: int, gamma: float) -> Batch:
     steps = np.random.randint(0, buffer.buffer_size if buffer.full else buffer.pos, size=size)
     rows = steps * buffer.n_envs + np.random.randint(0, high=buffer.n_envs, size=(size,))
 
-    def take(array: np.ndarray) -> np.ndarray:
-        # Half the time of PyTorch's index_select
-        return array.reshape(-1, *array.shape[2:]).take(rows, axis=0)
+    def take(array: np.ndarray) -> th.Tensor:
+        # Faster than PyTorch's index_select; the copy is aligned as PyTorch's own tensors are, for the products' sake
+        return th.from_numpy(array.reshape(-1, *array.shape[2:]).take(rows, axis=0)).clone()
 
     # Only use dones that are not due to timeouts
     dones = take(buffer.dones) * (1 - take(buffer.timeouts))
     return Batch(
-        observations=th.from_numpy(take(buffer.observations)),
-        actions=th.from_numpy(take(buffer.actions)),
-        next_observations=th.from_numpy(take(buffer.next_observations)),
-        dones=th.from_numpy(dones).unsqueeze(1),
-        rewards=th.from_numpy(take(buffer.rewards)).unsqueeze(1),
+        observations=take(buffer.observations),
+        actions=take(buffer.actions),
+        next_observations=take(buffer.next_observations),
+        dones=dones.unsqueeze(1),
+        rewards=take(buffer.rewards).unsqueeze(1),
         discounts=gamma,
     )
 

@@ -32,9 +32,10 @@ def capture(compute: Callable[[], Result], device: th.device, error_mode: str = 
                 compute()
         th.cuda.current_stream().wait_stream(stream)
         graph = th.cuda.CUDAGraph()
-        # On yet another stream, so that the workspaces of libraries are the graph's own
-        with th.cuda.graph(graph, stream=th.cuda.Stream(), capture_error_mode=error_mode):
-            return graph, compute()
+        # On yet another stream, so that the workspaces of libraries are the graph's own. One that fails would stay there.
+        with th.cuda.stream(th.cuda.current_stream()):
+            with th.cuda.graph(graph, stream=th.cuda.Stream(), capture_error_mode=error_mode):
+                return graph, compute()
 
 
 class SideBySide(InOrder):

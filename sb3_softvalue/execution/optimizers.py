@@ -189,7 +189,7 @@ class _FusedAdamGroup:
             adam.count_by(steps)
         lists = zip(*(adam.state_lists for adam in adams), strict=True)
         self._exp_avgs, self._exp_avg_sqs, self._steps = ([tensor for part in parts for tensor in part] for parts in lists)
-        self._captured = CapturedStep(self._launch, [*params, *self._exp_avgs, *self._exp_avg_sqs, *self._steps])
+        self._captured = CapturedStep([*params, *self._exp_avgs, *self._exp_avg_sqs, *self._steps])
 
     def use(self, key: tuple[Any, ...]) -> None:
         """
@@ -209,7 +209,7 @@ class _FusedAdamGroup:
         if closed is None:
             self._launch(own, None)
         else:
-            self._captured(own, closed, self._settings)
+            self._captured(self._launch, own, closed, self._settings)
 
     @th.no_grad()
     def _launch(self, gradients: Sequence[th.Tensor], closed: th.Tensor | None) -> None:
