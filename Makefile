@@ -12,8 +12,9 @@ demo: $(VENV)/.with-examples
 
 test: type check-codestyle pytest
 
+# COVERAGE=1 also measures what the tests cover, which takes half as long again; continuous integration does
 pytest: $(VENV)/.with-tests
-	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest -n auto --dist worksteal $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=95)
 
 # RL Zoo's front-ends, each in a process of its own. For films of MuJoCo tasks without a display: apt-get install libegl1 libgl1-mesa-dri
 test-zoo: $(VENV)/.with-tests

@@ -163,12 +163,12 @@ def test_evaluations_do_not_change_the_training(algorithm):
 
 
 @pytest.mark.parametrize(
-    "algorithm, lost_at, begun", [("sacv", 50, 0), ("sacv", 450, 400), ("sacv", 650, 600), ("sac", 450, 0)]
+    "algorithm, lost_at, begun", [("sacv", 100, 0), ("sacv", 500, 400), ("sacv", 700, 600), ("sac", 500, 0)]
 )
 def test_goes_on_from_its_checkpoint(algorithm, lost_at, begun, tmp_path, monkeypatch):
     """Lost before the first checkpoint and after it: everything is said once more, and SACV trains only what was not kept."""
     monkeypatch.setattr("learning_run.EPISODES", 2)
-    run = small_run(algorithm, steps=800, checkpoints=str(tmp_path))
+    run = small_run(algorithm, steps=800, evaluate_every=100, checkpoints=str(tmp_path))
     whole: list[dict] = []
     train(dataclasses.replace(run, checkpoints=""), whole.append)
 
@@ -187,7 +187,7 @@ def test_goes_on_from_its_checkpoint(algorithm, lost_at, begun, tmp_path, monkey
     assert [{k: v for k, v in row.items() if k not in TIMES} for row in again] == [
         {k: v for k, v in row.items() if k not in TIMES} for row in whole
     ]
-    assert evaluated == list(range(begun + 50, 801, 50))
+    assert evaluated == list(range(begun + 100, 801, 100))
     assert [row["seconds"] for row in again] == sorted(row["seconds"] for row in again)
     assert not list(tmp_path.iterdir())
 
