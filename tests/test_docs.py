@@ -127,8 +127,11 @@ def check_command(words: list[str]) -> None:
     """
     program, *arguments = words
     if program == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-        assert set(arguments) <= set(targets), words
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        variables = [argument.partition("=")[0] for argument in arguments if "=" in argument]
+        assert all(f"$({name})" in makefile for name in variables), words
+        targets = re.findall(r"^([\w-]+):", makefile, flags=re.MULTILINE)
+        assert {argument for argument in arguments if "=" not in argument} <= set(targets), words
     elif program in ("python", "python3"):
         if arguments[0] == "-m":
             assert importlib.util.find_spec(arguments[1].split(".")[0]) is not None, words
