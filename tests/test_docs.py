@@ -87,7 +87,7 @@ def test_every_block_says_its_language(page: str) -> None:
 def test_python(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     """The Python blocks of a page run one after the other, as a reader would enter them, but with short trainings."""
     if page in NEEDS:
-        pytest.importorskip(NEEDS[page], exc_type=ImportError)
+        pytest.importorskip(NEEDS[page], reason=f"{NEEDS[page]} is not installed", exc_type=ImportError)
     learn = OffPolicyAlgorithm.learn
 
     def short_learn(model: OffPolicyAlgorithm, total_timesteps: int, *args: Any, **kwargs: Any) -> OffPolicyAlgorithm:
@@ -149,7 +149,13 @@ def check_command(words: list[str]) -> None:
             assert flag not in ("-c", "-r") or (ROOT / path).is_file(), words
     elif program == "sb3-softvalue":
         front_end = next(argument for argument in arguments if not argument.startswith("-") or argument == "--help")
-        assert front_end == "--help" or front_end in pytest.importorskip("sb3_softvalue.zoo.launcher").FRONT_ENDS, words
+        assert (
+            front_end == "--help"
+            or front_end
+            in pytest.importorskip(
+                "sb3_softvalue.zoo.launcher", reason="sb3_softvalue.zoo.launcher is not installed"
+            ).FRONT_ENDS
+        ), words
     else:
         assert program in PROGRAMS, f"{words}: is {program} a program that readers have? Then name it in PROGRAMS."
 

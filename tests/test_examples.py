@@ -14,9 +14,9 @@ from gymnasium.utils.env_checker import check_env
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("tqdm")
-pytest.importorskip("rich")
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+pytest.importorskip("tqdm", reason="tqdm is not installed")
+pytest.importorskip("rich", reason="rich is not installed")
 # SB3's progress bar says so at each use
 pytestmark = pytest.mark.filterwarnings("ignore:rich is experimental:tqdm.TqdmExperimentalWarning")
 
@@ -52,7 +52,7 @@ def test_pendulum(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixt
 
 @uses("reacher")
 def test_reacher(example: ModuleType, tmp_path: Any) -> None:
-    pytest.importorskip("mujoco")
+    pytest.importorskip("mujoco", reason="mujoco is not installed")
     assert example.main(["--timesteps", "150", "--episodes", "2", "--folder", str(tmp_path)]) < 0.0
     assert len(list((tmp_path / "report").glob("*.png"))) == 6
     assert (tmp_path / "trained.gif").is_file() == example.can_film()
@@ -115,7 +115,7 @@ def test_resume(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixtur
 
 @uses("plan_with_value")
 def test_plan_with_value(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mujoco")
+    pytest.importorskip("mujoco", reason="mujoco is not installed")
     options = ["--timesteps", "110", "120", "--seeds", "2", "--starts", "2", "--steps", "3", "--folder", str(tmp_path)]
     rows = example.main(options)
     # Four returns and three differences at each of two checkpoints of two tasks
@@ -132,7 +132,7 @@ def test_plan_with_value(example: ModuleType, tmp_path: Any, capsys: pytest.Capt
 @pytest.mark.parametrize("name", ["Pendulum-v1", "HalfCheetah-v5", "InvertedDoublePendulum-v5"])
 def test_plan_with_value_has_the_tasks_own_dynamics(example: ModuleType, name: str) -> None:
     if name != "Pendulum-v1":
-        pytest.importorskip("mujoco")
+        pytest.importorskip("mujoco", reason="mujoco is not installed")
     task = (example.Pendulum if name == "Pendulum-v1" else example.Mujoco)(name)
     env = gym.make(name).unwrapped
     env.action_space.seed(0)

@@ -12,7 +12,7 @@ import pytest
 from sb3_softvalue import SACV, figures
 from sb3_softvalue.diagnostics import Calibration, Recording
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 
 def make_recording(seed: int = 0, n_episodes: int = 40, landscape: bool = True) -> Recording:
@@ -196,7 +196,7 @@ def test_without_pillow(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
 
 
 def test_film(tmp_path: Any) -> None:
-    image_module = pytest.importorskip("PIL.Image")
+    image_module = pytest.importorskip("PIL.Image", reason="PIL.Image is not installed")
     model = SACV("MlpPolicy", "Pendulum-v1", seed=0, buffer_size=1)
     with pytest.raises(ValueError, match='render_mode="rgb_array"'):
         figures.save_gif(model, gym.make("Pendulum-v1"), tmp_path / "film.gif")

@@ -134,7 +134,7 @@ def test_models_are_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_monitor_with_value(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mujoco")
+    pytest.importorskip("mujoco", reason="mujoco is not installed")
     options = ["--timesteps", "110", "--seeds", "0", "1", "--episodes", "20", "--steps", "6", "--folder", str(tmp_path)]
     rows = monitor.main(options)
     # Four monitors: false alarms, then two quantities and three differences for each fault

@@ -19,7 +19,7 @@ from stable_baselines3 import SAC
 from sb3_softvalue import SACV, cli
 
 rl_zoo3 = pytest.importorskip("rl_zoo3", reason='RL Zoo is not installed: pip install "sb3_softvalue[zoo]"')
-optuna = pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
 # The zoo leaves files open, above all where it ends with an error
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("rl_zoo3", reason='RL Zoo is not installed: pip install "sb3_softvalue[zoo]"')
-optuna = pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
 pytestmark = pytest.mark.slow
 

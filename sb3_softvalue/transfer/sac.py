@@ -202,6 +202,7 @@ def _rebuild(
         arguments["replay_buffer_class"] = None
     if isinstance(arguments["action_noise"], VectorizedActionNoise):
         arguments["action_noise"] = arguments["action_noise"].base_noise
+    # By name, which a checker of types cannot follow
     model = model_class(policy, env, device=device, _init_setup_model=False, **(arguments | changes))  # type: ignore[arg-type]
     if model.env is None:
         model.observation_space, model.action_space = source.observation_space, source.action_space
