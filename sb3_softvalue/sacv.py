@@ -300,7 +300,7 @@ class SACV(Readings, Saving, Guarded):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if reports is None:
             return
-        means = dict(zip(update.Metrics._fields, reports.mean(dim=0).tolist(), strict=False))
+        means = update.mean_metrics(reports)
         if self.ent_coef_optimizer is not None:
             self._check_temperature(means["ent_coef"], means["entropy"])
         for name, mean in means.items():

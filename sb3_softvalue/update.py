@@ -84,6 +84,16 @@ class Metrics(NamedTuple):
     """Mean of Q(s, a), in the same unit, over critics and batch at the buffer's actions"""
 
 
+def mean_metrics(reports: th.Tensor) -> dict[str, float]:
+    """
+    :param reports: of each gradient step a row, see ``objective_gradients``, on the CPU
+    :return: the mean of each metric over the gradient steps
+    """
+    # Of one, as after most steps of an environment, the mean would take longer than all the rest of the logging
+    mean = reports[0] if len(reports) == 1 else reports.mean(dim=0)
+    return dict(zip(Metrics._fields, mean.tolist(), strict=False))
+
+
 def draw_noise(actor: Actor, batch_size: int, device: th.device) -> th.Tensor | None:
     """
     The noise of one gradient step, the same numbers that SB3's ``action_log_prob`` would draw from the same seed.

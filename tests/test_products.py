@@ -38,6 +38,25 @@ def test_cheap_products():
     assert CheapProducts().uuid() == CheapProducts().uuid()
 
 
+def test_gradients_of_layers_with_few_inputs_are_computed_as_their_transpose():
+    """As long as their long side is long; the numbers and the memory format are those of the weights' gradients."""
+
+    def function(upstream: th.Tensor, inputs: th.Tensor) -> tuple[th.Tensor, ...]:
+        turned = upstream.permute(1, 0)  # as Inductor writes it
+        return turned @ inputs, turned @ upstream, upstream[:, :5].permute(1, 0) @ inputs
+
+    tensors = (th.randn(80, 70), th.randn(80, 3))
+    module = make_fx(function, tracing_mode="fake")(*tensors)
+    CheapProducts()(module.graph)
+    module.graph.lint()
+    module.recompile()
+    shapes = [tuple(node.meta["val"].shape) for node in module.graph.nodes if node.target is th.ops.aten.mm.default]
+    assert shapes == [(3, 70), (70, 70), (5, 3)]
+    for ours, expected in zip(module(*tensors), function(*tensors), strict=True):
+        th.testing.assert_close(ours, expected)
+        assert ours.is_contiguous()
+
+
 @pytest.mark.skipif(not hasattr(th.backends.mkldnn, "matmul"), reason="PyTorch before 2.9 has no such setting")
 @pytest.mark.parametrize("faster", [True, False])
 def test_products_stay_float32(faster, monkeypatch):

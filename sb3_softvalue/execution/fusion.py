@@ -7,6 +7,8 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.fx import Graph, Node
 
 aten = th.ops.aten
+# Columns of a product that is worth transposing: as wide as that, kernels fill their vectors in either way
+FEW = 64
 
 
 class CheapProducts(CustomGraphPass):
@@ -17,6 +19,8 @@ class CheapProducts(CustomGraphPass):
       by itself, but only for GPUs (``should_prefer_unfused_addmm``).
     - A product of which one side is a vector is a multiplication, and a sum: fused into the activation as well.
     - Columns of a product that are thrown away, such as the gradients to the observations, are not computed.
+    - The gradient of a layer that reads few numbers is computed as its transpose: its long side is the one along which the
+      libraries' kernels fill a processor's vectors.
     """
 
     def __call__(self, graph: Graph) -> None:
@@ -32,6 +36,8 @@ class CheapProducts(CustomGraphPass):
             self._of_columns(graph, node)
         for node in calls(graph, aten.mm.default):
             self._of_vectors(graph, node)
+        for node in calls(graph, aten.mm.default):
+            self._of_thin_gradients(graph, node)
 
     def _of_columns(self, graph: Graph, node: Node) -> None:
         """Where nothing but these columns is used of a product or a sum of products, take them of its right side."""
@@ -65,6 +71,22 @@ class CheapProducts(CustomGraphPass):
             scaled.meta["val"] = matrix.meta["val"] * turned.meta["val"]
             replace(graph, node, insert(graph, node, aten.sum.dim_IntList, scaled, [dim], True))
 
+    def _of_thin_gradients(self, graph: Graph, node: Node) -> None:
+        """Transpose a product with a transposed left side and few columns."""
+        left, right = arguments(node)
+        n_rows, n_columns = node.meta["val"].shape
+        if left.target is not aten.permute.default or n_columns >= FEW or n_rows < FEW:
+            return
+        upright = arguments(left)[0]
+        lying = insert(graph, node, aten.permute.default, right, [1, 0])
+        lying.meta["val"] = right.meta["val"].t()
+        product = insert(graph, node, aten.mm.default, lying, upright)
+        product.meta["val"] = lying.meta["val"] @ upright.meta["val"]
+        turned = insert(graph, node, aten.permute.default, product, [1, 0])
+        turned.meta["val"] = product.meta["val"].t()
+        # In the memory format of the weights, which the optimizers ask for
+        replace(graph, node, insert(graph, node, aten.clone.default, turned, memory_format=th.contiguous_format))
+
     def uuid(self) -> bytes:
         """:return: identity of this pass in Inductor's cache on disk"""
         return get_hash_for_files((__file__,))
@@ -80,12 +102,12 @@ def arguments(node: Node) -> tuple[Any, ...]:
     return node.args
 
 
-def insert(graph: Graph, before: Node, target: th._ops.OpOverload, *args: Any) -> Node:
+def insert(graph: Graph, before: Node, target: th._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
     """
     :return: a call of ``target`` right before the node whose shape and type it has
     """
     with graph.inserting_before(before):
-        node = graph.call_function(target, args)
+        node = graph.call_function(target, args, kwargs)
     node.meta["val"] = before.meta["val"]
     return node
 
