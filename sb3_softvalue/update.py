@@ -89,7 +89,7 @@ def mean_metrics(reports: th.Tensor) -> dict[str, float]:
     :param reports: of each gradient step a row, see ``objective_gradients``, on the CPU
     :return: the mean of each metric over the gradient steps
     """
-    # Of one, as after most steps of an environment, the mean would take longer than all the rest of the logging
+    # There mostly is one, whose mean would take a third of the time of all logging
     mean = reports[0] if len(reports) == 1 else reports.mean(dim=0)
     return dict(zip(Metrics._fields, mean.tolist(), strict=False))
 
