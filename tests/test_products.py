@@ -57,6 +57,22 @@ def test_gradients_of_layers_with_few_inputs_are_computed_as_their_transpose():
         assert ours.is_contiguous()
 
 
+def test_what_only_looks_like_a_form_that_is_rewritten():
+    """A permutation that changes nothing, a sum with a factor and one with a number, of which columns are taken."""
+
+    def function(square: th.Tensor, thin: th.Tensor) -> tuple[th.Tensor, ...]:
+        weighted = th.add(th.mm(square, square), th.mm(square, square.flip(0)), alpha=-3.0)[:, :4]
+        return square.permute(0, 1) @ thin, square.permute(0, -1) @ thin, weighted, (th.mm(square, square) + 1.0)[:, :4]
+
+    tensors = (th.randn(70, 70), th.randn(70, 3))
+    module = make_fx(function, tracing_mode="fake")(*tensors)
+    CheapProducts()(module.graph)
+    module.graph.lint()
+    module.recompile()
+    for ours, expected in zip(module(*tensors), function(*tensors), strict=True):
+        th.testing.assert_close(ours, expected)
+
+
 @pytest.mark.skipif(not hasattr(th.backends.mkldnn, "matmul"), reason="PyTorch before 2.9 has no such setting")
 @pytest.mark.parametrize("faster", [True, False])
 def test_products_stay_float32(faster, monkeypatch):

@@ -42,9 +42,10 @@ class CheapProducts(CustomGraphPass):
     def _of_columns(self, graph: Graph, node: Node) -> None:
         """Where nothing but these columns is used of a product or a sum of products, take them of its right side."""
         whole, dim, *rest = arguments(node)
-        if dim != 1 or len(whole.users) > 1:
+        if dim != 1 or len(whole.users) > 1 or whole.kwargs:  # such as the factor of a sum
             return
-        if whole.target is aten.add.Tensor and all(part.meta["val"].shape == whole.meta["val"].shape for part in whole.args):
+        is_sum = whole.target is aten.add.Tensor and all(isinstance(part, Node) for part in whole.args)
+        if is_sum and all(part.meta["val"].shape == whole.meta["val"].shape for part in whole.args):
             parts = [insert(graph, node, aten.slice.Tensor, part, dim, *rest) for part in whole.args]
             replace(graph, node, insert(graph, node, aten.add.Tensor, *parts))
             graph.erase_node(whole)
@@ -77,7 +78,9 @@ class CheapProducts(CustomGraphPass):
         n_rows, n_columns = node.meta["val"].shape
         if left.target is not aten.permute.default or n_columns >= FEW or n_rows < FEW:
             return
-        upright = arguments(left)[0]
+        upright, dims = arguments(left)
+        if [dim % 2 for dim in dims] != [1, 0]:  # the identity is a permutation as well
+            return
         lying = insert(graph, node, aten.permute.default, right, [1, 0])
         lying.meta["val"] = right.meta["val"].t()
         product = insert(graph, node, aten.mm.default, lying, upright)
