@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from learning_run import Run
+from machine import processor
 
 KEY = ("task", "algorithm", "seed", "timesteps")
 COLUMNS = (*KEY, "mean_reward", "std_reward", "episode_length", "seconds", "cpu_seconds")
@@ -101,13 +102,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def processor() -> str:
-    """:return: its name as the system says it"""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-
-
 def commit() -> str:
     """:return: of the repository, with "-dirty" behind it if files were changed; empty outside of one"""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
@@ -135,8 +129,7 @@ def write_sidecar(folder: pathlib.Path, runs: Sequence[Run], processes: int, not
     sweep = {
         "command": " ".join(["python", *sys.argv]),
         "commit": commit(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
+        "processor": processor(runs[0].device),
         "processes": processes,
         "threads of each": runs[0].threads,
         "device": runs[0].device,

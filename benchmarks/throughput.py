@@ -20,7 +20,8 @@ import sys
 import tempfile
 from typing import Any
 
-from throughput_results import draw, keep, processor
+from machine import processor
+from throughput_results import draw, keep
 from tqdm import tqdm
 
 from sb3_softvalue.execution.products import multiplies_bfloat16

@@ -18,7 +18,7 @@ from tests.helpers import RandomEnv
 
 pytest.importorskip("tqdm", reason="the benchmark's progress bar is not installed")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-throughput, throughput_results = (importlib.import_module(name) for name in ("throughput", "throughput_results"))
+throughput, throughput_results, machine = (importlib.import_module(n) for n in ("throughput", "throughput_results", "machine"))
 
 
 def arguments(gradient_steps: int) -> Namespace:
@@ -116,5 +116,5 @@ def test_results_of_several_processors_stand_beside_each_other(tmp_path):
 
 
 def test_the_processor_is_named():
-    name = throughput_results.processor("cpu")
+    name = machine.processor("cpu")
     assert name.endswith("cores") and len(name) > len("2 cores")
