@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.sac import SAC
 
 from sb3_softvalue import checks, update
-from sb3_softvalue.execution import CapturedActions, Executor, OptimizerStep, sample_batches, updates_to_come
+from sb3_softvalue.execution import CapturedActions, Executor, OptimizerStep, check_autocast, sample_batches, updates_to_come
 from sb3_softvalue.guard import Guarded
 from sb3_softvalue.networks import ValueNetwork
 from sb3_softvalue.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SACVPolicy, no_critic_target
@@ -41,8 +41,7 @@ class SACV(Readings, Saving, Guarded):
     :param tau: the soft update coefficient ("Polyak update", between 0 and 1) of the target value; 1 copies
     :param gamma: the discount factor
     :param train_freq: Update the model every ``train_freq`` steps, or a tuple like ``(5, "step")`` or ``(2, "episode")``
-    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``); -1 does as many as there
-        were steps in the environment
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``); -1: one for each of its steps
     :param action_noise: for hard exploration, see ``common.noise``; None adds none
     :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``); None selects it from the spaces
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
@@ -74,8 +73,8 @@ class SACV(Readings, Saving, Guarded):
         None does not clip
     :param action_prior: "uniform", or "normal" to maximise the negative divergence from N(0, I) over the squashed action
         instead of the entropy, as the authors' code can
-    :param execution: how the update runs: "eager", "compiled", "cuda_graph", or "auto", which takes the fastest that is
-        possible and pays for itself in the updates to come. The results agree up to rounding. "mixed" multiplies in bfloat16.
+    :param execution: how the update runs: "eager", "compiled", "cuda_graph"; "auto" takes "compiled" or "cuda_graph" where it
+        is possible and repays itself; all agree up to rounding. "mixed" is "compiled" with large products in bfloat16.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -317,4 +316,5 @@ class SACV(Readings, Saving, Guarded):
         progress_bar: bool = False,
     ) -> SelfSACV:
         """Train, see ``BaseAlgorithm.learn``."""
+        check_autocast(self.device)
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

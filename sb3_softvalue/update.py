@@ -40,7 +40,11 @@ class Batch(NamedTuple):
 
     def leaves(self) -> list[Any]:
         """:return: the fields in order, dict observations opened"""
-        return [leaf for field in self for leaf in (field.values() if isinstance(field, dict) else [field])]
+        return _opened(self)
+
+    def observation_leaves(self) -> list[th.Tensor]:
+        """:return: those of ``leaves()`` that are observations"""
+        return _opened((self.observations, self.next_observations))
 
     def with_leaves(self, leaves: Iterable[Any]) -> "Batch":
         """
@@ -50,6 +54,11 @@ class Batch(NamedTuple):
         new = iter(leaves)
         fields: list[Any] = [{key: next(new) for key in f} if isinstance(f, dict) else next(new) for f in self]
         return Batch(*fields)
+
+
+def _opened(fields: Iterable[Any]) -> list[Any]:
+    """:return: the same, values in place of a dict"""
+    return [leaf for field in fields for leaf in (field.values() if isinstance(field, dict) else [field])]
 
 
 class Temperature(NamedTuple):

@@ -7,8 +7,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_softvalue.execution import choice, products
 from sb3_softvalue.execution.fusion import CheapProducts
-from sb3_softvalue.execution.mixed import MixedProducts
-from tests.helpers import box_env, filled, save_and_load, train
+from sb3_softvalue.execution.mixed import MixedProducts, large_products
+from tests.helpers import assert_same, box_env, filled, parameters_of, save_and_load, train
 
 native = pytest.mark.skipif(not products.multiplies_bfloat16(), reason="this processor has no instruction for bfloat16")
 
@@ -123,6 +123,49 @@ def test_mixed_products():
         assert 1e-4 < (ours - exact).norm() / exact.norm() < 1e-2, "as near as bfloat16 with its 8 bits"
 
 
+def test_products_that_read_observations_keep_their_precision():
+    """Also through what is done to the observations before; once a layer has read them, numbers are the network's own."""
+
+    def function(weights: th.Tensor, observations: th.Tensor) -> tuple[th.Tensor, ...]:
+        scaled = th.cat((observations / 100.0, observations), dim=1)[:, :70]
+        hidden = (scaled @ weights).relu()
+        return scaled.permute(1, 0) @ hidden, hidden @ weights
+
+    tensors = (th.randn(70, 70), th.randn(80, 40))
+    exact = function(*tensors)
+    for observations, n_rounded in (([], 3), ([1], 1)):
+        module = make_fx(function, tracing_mode="fake")(*tensors)
+        assert len(large_products(module.graph, observations)) == n_rounded
+        MixedProducts(observations)(module.graph)
+        module.graph.lint()
+        module.recompile()
+        results = [node.meta["val"].dtype for node in module.graph.nodes if node.target is th.ops.aten.mm.default]
+        assert results.count(th.bfloat16) == n_rounded
+        assert th.equal(module(*tensors)[0], exact[0]) == bool(observations)
+    assert MixedProducts([1]).uuid() != MixedProducts([0]).uuid(), "their kernels in the cache on disk differ"
+
+
+@native
+def test_observations_are_not_rounded():
+    """With one hidden layer there is nothing else to round: the update is the compiled one's to the bit."""
+    options = dict(batch_size=64, policy_kwargs=dict(net_arch=[64]), seed=0)
+    models = [filled(box_env(70), execution=how, **options) for how in ("compiled", "mixed")]
+    for model in models:
+        th.manual_seed(0)
+        np.random.seed(0)
+        train(model, 2)
+    assert_same(parameters_of(models[1].policy), parameters_of(models[0].policy))
+
+
+@native
+@pytest.mark.parametrize("batch_size, net_arch", [(63, [64, 64]), (64, [64, 63])])
+def test_nothing_to_round_is_told(batch_size, net_arch):
+    model = filled(box_env(), execution="mixed", batch_size=batch_size, policy_kwargs=dict(net_arch=net_arch))
+    with pytest.warns(UserWarning, match="execution='mixed' is the same as 'compiled' here: no product .* has 64 or more"):
+        train(model, 1)
+    train(model, 1)  # and not told again
+
+
 @native
 @pytest.mark.parametrize("net_arch", [[64, 80], dict(pi=[64], qf=[96, 64], vf=[80, 64])], ids=str)
 def test_mixed_update_is_near_the_float32_one(net_arch, tmp_path):
@@ -154,3 +197,21 @@ def test_mixed_precision_is_refused(instruction, options, reason, monkeypatch):
     with pytest.raises(ValueError, match=f"execution='mixed' is not possible: {reason}.*use execution='auto' or 'eager'"):
         train(model, 1)
     assert model._n_updates == 0
+
+
+def test_autocast_is_refused():
+    """It keeps rounded copies of the weights until its end: an update within it would not be seen by the next."""
+    layer, row = th.nn.Linear(1, 1, bias=False), th.ones(1, 1)
+    with th.autocast("cpu", th.bfloat16):
+        before = layer(row).item()
+        layer.weight.data.add_(1.0)
+        assert layer(row).item() == before, "the reason is gone: PyTorch takes the weights as they are"
+    model = filled(box_env(), execution="eager")
+    state = parameters_of(model.policy)
+    n_transitions = model.replay_buffer.size()
+    with th.autocast("cpu", th.bfloat16):
+        for work in (lambda: model.learn(1), lambda: train(model, 1)):
+            with pytest.raises(RuntimeError, match=r"cannot learn inside torch.autocast.*use execution='mixed'"):
+                work()
+    assert_same(parameters_of(model.policy), state)
+    assert model.replay_buffer.size() == n_transitions

@@ -53,6 +53,19 @@ def unavailable(execution: str, objective: JointObjective, device: th.device) ->
     return None
 
 
+def check_autocast(device: th.device) -> None:
+    """
+    :param device: of the networks
+    :raises RuntimeError: inside ``torch.autocast``, which keeps rounded copies of the weights until its end: the updates to
+        come would be computed from the weights at its beginning
+    """
+    if th.is_autocast_enabled(device.type):
+        raise RuntimeError(
+            "SACV cannot learn inside torch.autocast, which would go on computing with copies of the weights from before the "
+            "first update: leave it, and use execution='mixed' for products in bfloat16 on a processor."
+        )
+
+
 def updates_to_come(model: OffPolicyAlgorithm) -> float:
     """
     :param model: in a ``train()``

@@ -10,7 +10,7 @@ from functools import partial
 import torch as th
 
 from sb3_softvalue.execution.arguments import GradientFunction, Gradients
-from sb3_softvalue.execution.choice import choose, repay
+from sb3_softvalue.execution.choice import check_autocast, choose, repay
 from sb3_softvalue.execution.compiled import CompiledGradients
 from sb3_softvalue.execution.cuda_graph import CudaGraphGradients
 from sb3_softvalue.execution.products import FastProducts
@@ -51,7 +51,9 @@ class Executor:
 
         :param n_updates: gradient steps that the model has done and will do in this ``learn()``
         :raises ValueError: if the execution was asked for explicitly and cannot be had
+        :raises RuntimeError: inside ``torch.autocast``
         """
+        check_autocast(self.device)
         if self._settled or (self._gradients is not None and not repay(n_updates)):
             return
         choice = choose(self.requested, self.objective, self.device, n_updates, self.resolved)

@@ -1,5 +1,7 @@
 """Mixed precision on a CPU: the large products of an update in bfloat16, everything else in float32."""
 
+from collections.abc import Collection
+
 import torch as th
 from torch._inductor.custom_graph_pass import get_hash_for_files
 from torch.fx import Graph, Node
@@ -9,10 +11,21 @@ from sb3_softvalue.execution.fusion import CheapProducts, arguments, aten, calls
 
 # Smaller products, such as the heads of the networks, gain nothing and keep their precision
 SMALLEST_SIDE = 64
+# After which numbers are a network's own
+_LAYERS = ("addmm", "mm", "bmm", "baddbmm", "convolution")
 
 
 class MixedProducts(CheapProducts):
-    """``CheapProducts`` whose products between hidden layers, of float32 matrices, are computed in bfloat16."""
+    """
+    ``CheapProducts`` whose products between hidden layers, of float32 matrices, are computed in bfloat16.
+
+    :param observations: which of the graph's inputs are observations. Nobody knows their scale, and a position of 100 m would
+        be rounded to half a metre, so that the products that read them stay in float32.
+    """
+
+    def __init__(self, observations: Collection[int] = ()):
+        super().__init__()
+        self.observations = tuple(observations)
 
     def __call__(self, graph: Graph) -> None:
         """
@@ -20,14 +33,11 @@ class MixedProducts(CheapProducts):
         """
         super().__call__(graph)
         halves: dict[Node, Node] = {}
-        for node in calls(graph, aten.mm.default):
-            sides = [side.meta["val"] for side in arguments(node)]
-            is_large = min(min(side.shape) for side in sides) >= SMALLEST_SIDE
-            if is_large and all(side.dtype is th.float32 for side in sides):
-                left, right = (self._half(graph, side, halves) for side in arguments(node))
-                product = insert(graph, node, aten.mm.default, left, right)
-                product.meta["val"] = node.meta["val"].to(th.bfloat16)
-                replace(graph, node, insert(graph, node, th.ops.prims.convert_element_type.default, product, th.float32))
+        for node in large_products(graph, self.observations):
+            left, right = (self._half(graph, side, halves) for side in arguments(node))
+            product = insert(graph, node, aten.mm.default, left, right)
+            product.meta["val"] = node.meta["val"].to(th.bfloat16)
+            replace(graph, node, insert(graph, node, th.ops.prims.convert_element_type.default, product, th.float32))
 
     def _half(self, graph: Graph, node: Node, halves: dict[Node, Node]) -> Node:
         """
@@ -49,4 +59,26 @@ class MixedProducts(CheapProducts):
 
     def uuid(self) -> bytes:
         """:return: identity of this pass in Inductor's cache on disk"""
-        return get_hash_for_files((__file__, fusion.__file__))
+        return get_hash_for_files((__file__, fusion.__file__), repr(self.observations))
+
+
+def large_products(graph: Graph, observations: Collection[int]) -> list[Node]:
+    """
+    :param graph: in ATen operators, also before the bias of a layer was taken out of its product
+    :param observations: which of the graph's inputs are observations
+    :return: products of float32 matrices that are worth rounding for, none of which reads an observation
+    """
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    observed = {inputs[index] for index in observations}
+    for node in graph.nodes:
+        layer = getattr(node.target, "__name__", "").partition(".")[0] in _LAYERS
+        if not layer and not observed.isdisjoint(node.all_input_nodes):
+            observed.add(node)
+    products = []
+    for node in (*calls(graph, aten.mm.default), *calls(graph, aten.addmm.default)):
+        left, right = sides = arguments(node)[-2:]
+        values = [side.meta["val"] for side in sides]
+        is_large = min(min(value.shape) for value in values) >= SMALLEST_SIDE
+        if is_large and all(value.dtype is th.float32 for value in values) and observed.isdisjoint((left, right)):
+            products.append(node)
+    return products
