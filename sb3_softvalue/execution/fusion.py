@@ -5,6 +5,7 @@ from typing import Any
 import torch as th
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 aten = th.ops.aten
 # Columns of a product that is worth transposing: as wide as that, kernels fill their vectors in either way
@@ -54,7 +55,6 @@ class CheapProducts(CustomGraphPass):
         elif whole.target is aten.mm.default:
             left, right = arguments(whole)
             columns = insert(graph, node, aten.slice.Tensor, right, dim, *rest)
-            columns.meta["val"] = aten.slice.Tensor(right.meta["val"], dim, *rest)
             replace(graph, node, insert(graph, node, aten.mm.default, left, columns))
             graph.erase_node(whole)
 
@@ -67,26 +67,18 @@ class CheapProducts(CustomGraphPass):
         elif n_rows == 1 or n_columns == 1:
             vector, matrix, dim = (left, right, 0) if n_rows == 1 else (right, left, 1)
             turned = insert(graph, node, aten.permute.default, vector, [1, 0])
-            turned.meta["val"] = vector.meta["val"].t()
             scaled = insert(graph, node, aten.mul.Tensor, matrix, turned)
-            scaled.meta["val"] = matrix.meta["val"] * turned.meta["val"]
             replace(graph, node, insert(graph, node, aten.sum.dim_IntList, scaled, [dim], True))
 
     def _of_thin_gradients(self, graph: Graph, node: Node) -> None:
         """Transpose a product with a transposed left side and few columns."""
         left, right = arguments(node)
         n_rows, n_columns = node.meta["val"].shape
-        if left.target is not aten.permute.default or n_columns >= FEW or n_rows < FEW:
-            return
-        upright, dims = arguments(left)
-        if [dim % 2 for dim in dims] != [1, 0]:  # the identity is a permutation as well
+        if not is_turned(left) or n_columns >= FEW or n_rows < FEW:
             return
         lying = insert(graph, node, aten.permute.default, right, [1, 0])
-        lying.meta["val"] = right.meta["val"].t()
-        product = insert(graph, node, aten.mm.default, lying, upright)
-        product.meta["val"] = lying.meta["val"] @ upright.meta["val"]
+        product = insert(graph, node, aten.mm.default, lying, arguments(left)[0])
         turned = insert(graph, node, aten.permute.default, product, [1, 0])
-        turned.meta["val"] = product.meta["val"].t()
         # In the memory format of the weights, which the optimizers ask for
         replace(graph, node, insert(graph, node, aten.clone.default, turned, memory_format=th.contiguous_format))
 
@@ -105,13 +97,19 @@ def arguments(node: Node) -> tuple[Any, ...]:
     return node.args
 
 
+def is_turned(node: Node) -> bool:
+    """:return: whether this is the transpose of a matrix; the identity is a permutation as well"""
+    return node.target is aten.permute.default and [dim % 2 for dim in arguments(node)[1]] == [1, 0]
+
+
 def insert(graph: Graph, before: Node, target: th._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
     """
-    :return: a call of ``target`` right before the node whose shape and type it has
+    :return: a call of ``target`` right before a node
     """
     with graph.inserting_before(before):
         node = graph.call_function(target, args, kwargs)
-    node.meta["val"] = before.meta["val"]
+    values, more = map_arg((args, kwargs), lambda argument: argument.meta["val"])
+    node.meta["val"] = target(*values, **more)
     return node
 
 

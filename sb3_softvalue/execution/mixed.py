@@ -36,7 +36,6 @@ class MixedProducts(CheapProducts):
         for node in large_products(graph, self.observations):
             left, right = (self._half(graph, side, halves) for side in arguments(node))
             product = insert(graph, node, aten.mm.default, left, right)
-            product.meta["val"] = node.meta["val"].to(th.bfloat16)
             replace(graph, node, insert(graph, node, th.ops.prims.convert_element_type.default, product, th.float32))
 
     def _half(self, graph: Graph, node: Node, halves: dict[Node, Node]) -> Node:
@@ -53,7 +52,6 @@ class MixedProducts(CheapProducts):
             # Inputs of the graph stay together at its beginning
             last = node if node.op != "placeholder" else [other for other in graph.nodes if other.op == "placeholder"][-1]
             half = insert(graph, last.next, th.ops.prims.convert_element_type.default, node, th.bfloat16)
-        half.meta["val"] = node.meta["val"].to(th.bfloat16)
         halves[node] = half
         return half
 
