@@ -10,15 +10,18 @@ command goes on with a sweep that was killed. The seeds are fixed in learning_ru
 """
 
 import argparse
+import importlib.util
 import os
 import pathlib
+import signal
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from types import FrameType, MappingProxyType
+from typing import Any, NoReturn
 
-from learning_results import TaskResults, write_sidecar
+from learning_results import TaskResults, sole_sweep, write_sidecar
 from learning_run import ALGORITHMS, TASKS, Run, Task, rows
 from tqdm import tqdm
 
@@ -60,9 +63,11 @@ class Sweep:
 
     :param runs: in the order in which they are begun
     :param folder: of the results
+    :param numbers: for each task the number of this sweep, as ``write_sidecar`` gave it
     """
 
-    def __init__(self, runs: Sequence[Run], folder: pathlib.Path):
+    def __init__(self, runs: Sequence[Run], folder: pathlib.Path, numbers: Mapping[str, int] = MappingProxyType({})):
+        self.numbers = numbers
         by_task: dict[str, list[Run]] = {}
         for run in runs:
             by_task.setdefault(run.task, []).append(run)
@@ -100,7 +105,11 @@ class Sweep:
                 returns.append(row["mean_reward"])
                 bar.update(run.evaluate_every)
                 bar.set_description(f"{run.task} {run.algorithm} seed {run.seed}: {returns[-1]:.0f}", refresh=False)
+        if row.get("timesteps") != run.steps:
+            raise RuntimeError(f"{run.task}, {run.algorithm}, seed {run.seed} ended after {row.get('timesteps', 0)} steps")
         results.tidy()
+        if run.task in self.numbers:
+            results.note_origin(run, self.numbers[run.task])
         self.n_done += 1
         tqdm.write(
             f"{run.task} {run.algorithm} seed {run.seed}: {statistics.mean(returns[-3:]):.1f} in the last evaluations, "
@@ -135,10 +144,8 @@ def on_ray(address: str, threads: int, n_gpus: float = 0.0) -> Runner:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """:return: the command line's arguments"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS, default=[name for name in TASKS if not name.endswith(("1M", "50k", "15k"))]
-    )
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["sacv", "sac"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all but those for tuning and that of 1M steps")
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, help="default: sacv sac")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the task's own")
     parser.add_argument("--quick", action="store_true", help="Pendulum-v1 with seeds 0 and 1 of SACV and SAC")
     parser.add_argument("--processes", type=int, help="runs at the same time, default: one for each core")
@@ -150,11 +157,36 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="train nothing; figures and tables of the finished runs")
     args = parser.parse_args(argv)
     if args.quick:
+        if args.tasks or args.algorithms or args.seeds:
+            parser.error("--quick chooses tasks, algorithms and seeds: leave them out, or leave it out.")
         # The longer runs first, so that two cores are done together
         args.tasks, args.algorithms, args.seeds = ["Pendulum-v1"], ["sac", "sacv"], [0, 1]
+    args.tasks = args.tasks or [name for name in TASKS if not name.endswith(("1M", "50k", "15k"))]
+    args.algorithms = args.algorithms or ["sacv", "sac"]
+    for name in ("tasks", "algorithms", "seeds"):  # named twice, a run would be done twice, side by side
+        setattr(args, name, getattr(args, name) and list(dict.fromkeys(getattr(args, name))))
     args.results = args.results or pathlib.Path("runs", "learning-quick" if args.quick else "learning")
-    args.processes = args.processes or len(os.sched_getaffinity(0))
+    args.processes = len(os.sched_getaffinity(0)) if args.processes is None else args.processes
+    check(args, parser)
     return args
+
+
+def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse what cannot work, in one sentence and before any work starts."""
+    for name, minimum in (("processes", 1), ("threads", 1)):
+        if getattr(args, name) < minimum:
+            parser.error(f"--{name} must be at least {minimum}, got {getattr(args, name)}.")
+    if args.seeds and min(args.seeds) < 0:
+        parser.error(f"--seeds must not be negative, got {min(args.seeds)}.")
+    if args.results.exists() and not args.results.is_dir():
+        parser.error(f"--results must be a folder, and {args.results} is a file.")
+    if args.ray and importlib.util.find_spec("ray") is None:
+        parser.error("--ray needs Ray: pip install -e '.[ray]'.")
+    if args.device == "cuda" and not args.ray:
+        import torch as th
+
+        if not th.cuda.is_available():
+            parser.error("--device cuda needs a GPU, and PyTorch finds none.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -164,21 +196,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         return report(args.results)
     runs = make_runs({name: TASKS[name] for name in args.tasks}, args.algorithms, args)
-    for task in args.tasks:
-        write_sidecar(args.results, [run for run in runs if run.task == task], args.processes, args.note)
-    sweep = Sweep(runs, args.results)
-    if args.ray:  # which has as many at the same time as there is room for
-        failures = sweep.do(on_ray(args.ray, args.threads, float(args.device == "cuda")), len(runs))
-    else:
-        failures = sweep.do(rows, args.processes)
+    with sole_sweep(args.results):
+        numbers = {
+            task: write_sidecar(args.results, [run for run in runs if run.task == task], args.processes, args.note)
+            for task in args.tasks
+        }
+        sweep = Sweep(runs, args.results, numbers)
+        if args.ray:  # which has as many at the same time as there is room for
+            failures = sweep.do(on_ray(args.ray, args.threads, float(args.device == "cuda")), len(runs))
+        else:
+            failures = sweep.do(rows, args.processes)
     print(f"Written: {', '.join(str(results.path) for results in sweep.results.values())}")
     if args.quick and not failures:
-        from learning_report import Measured, seed_table
+        from learning_measured import Measured
+        from learning_report import seed_table
 
         print(seed_table(Measured(args.results)))
     if failures:
         raise SystemExit(f"{len(failures)} runs failed; the same command tries them again.")
 
 
+def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """Called for Ctrl-C. An ordinary exit would wait for the trainings, which end when this process is gone."""
+    os.write(sys.stdout.fileno(), b"\nInterrupted: the same command goes on.\n")
+    os._exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, end_at_once)
     main()

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import learning_report
 import numpy as np
-from learning_report import NAMES, RANDOM, Measured, iqm
+from learning_measured import NAMES, Measured
+from learning_report import RANDOM, iqm
 from rliable import library
 from scipy.stats import trim_mean
 
@@ -55,12 +56,17 @@ def draw_task(axes: "Axes", measured: Measured, task: str, over_minutes: bool) -
         table = measured.table(task, algorithm)
         if table.empty:
             continue
+        if over_minutes:
+            minutes = measured.minutes(task, algorithm)
+            if minutes.empty:
+                continue
+            table, x = table.loc[minutes.index], minutes.to_numpy()
+        else:
+            x = np.tile(table.columns.to_numpy(), (len(table), 1))
         colour, returns = COLOURS[algorithm], table.to_numpy()
-        steps = np.tile(table.columns.to_numpy(), (len(table), 1))
-        x = measured.table(task, algorithm, "cpu_seconds").to_numpy() / 60 if over_minutes else steps
         axes.plot(x.T, returns.T, color=colour, linewidth=0.6, alpha=0.4)
         middle, band = curve_band(returns)
-        axes.plot(x.mean(axis=0), middle, color=colour, linewidth=2, label=f"{NAMES[algorithm]}, {len(table)} seeds")
+        axes.plot(np.median(x, axis=0), middle, color=colour, linewidth=2, label=f"{NAMES[algorithm]}, {len(table)} seeds")
         if not over_minutes:
             axes.fill_between(x[0], band[0], band[1], color=colour, alpha=0.2, linewidth=0)
     axes.set_title(task, fontsize=10)

@@ -4,31 +4,16 @@ The score of a run is the mean of the last three of its evaluations at multiples
 over seeds with 95 % intervals from the stratified bootstrap (rliable, Agarwal et al. 2021), and every seed.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-from learning_run import TASKS
+from learning_measured import NAMES, Measured, score
 from rliable import library
 from rliable.metrics import aggregate_iqm, probability_of_improvement
 
-# Finer evaluations are for the curves: the window of the score does not become narrower by them
-SCORE_EVERY = 5_000
 REPETITIONS = 2_000
-NAMES = {
-    "sacv": "SACV",
-    "sac": "SAC",
-    "sacv-fixed": "SACV, α = 0.2",
-    "tqc": "TQC",
-    "sacv-mixed": "SACV, bfloat16 products",
-    "sacv-tau-0.01": "SACV, τ = 0.01",
-    "sacv-vf-1e-3": "SACV, V's learning rate 1e-3",
-    "sacv-alpha-0.1": "SACV, α begins at 0.1",
-    "sac-alpha-0.1": "SAC, α begins at 0.1",
-}
 # Mean return of 100 episodes of uniformly random actions, the 0 of normalised scores; 1 is the IQM of SAC's scores
 RANDOM = {
     "Pendulum-v1": -1208.0,
@@ -42,7 +27,7 @@ RANDOM = {
 
 
 class Bar(NamedTuple):
-    """What counts as learning well on a task, laid down before anything was run."""
+    """What counts as learning well on a task."""
 
     task: str
     algorithm: str
@@ -51,11 +36,6 @@ class Bar(NamedTuple):
     """Of the last three evaluations, shape (seeds, 3), of the algorithm and of SAC"""
     relation: str = "ratio"
     """How it is compared with SAC: "ratio" or "difference" """
-
-
-def score(last: np.ndarray) -> np.ndarray:
-    """:return: the mean over the last evaluations, one for each seed"""
-    return last.mean(axis=1)
 
 
 def iqm(scores: np.ndarray) -> float:
@@ -101,60 +81,8 @@ BARS = (
     Bar("Hopper-v5", "sacv", "ratio to SAC ≥ 0.9", lambda ours, sac: iqm(score(ours)) >= 0.9 * iqm(score(sac))),
     Bar("Walker2d-v5", "sacv", "ratio to SAC ≥ 0.9", lambda ours, sac: iqm(score(ours)) >= 0.9 * iqm(score(sac))),
 )
-# Minutes until the first evaluation that reaches this return
-THRESHOLDS = {"HalfCheetah-v5": 4000.0}
-
-
-class Measured:
-    """
-    The finished runs of a folder.
-
-    :param folder: of the results
-    :raises SystemExit: if there are none
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self.frames: dict[tuple[str, str], pd.DataFrame] = {}
-        self.about = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-        order = [*TASKS, *self.about]
-        for task in sorted(self.about, key=order.index):
-            frame = pd.read_csv(folder / f"{task}.csv")
-            for algorithm, runs in frame.groupby("algorithm"):
-                seeds = runs.loc[runs["timesteps"] == self.about[task]["steps"], "seed"]
-                finished = runs[runs["seed"].isin(seeds)]
-                if len(finished):
-                    self.frames[task, algorithm] = finished
-        if not self.frames:
-            raise SystemExit(f"No run in {folder} is finished: there is nothing to report yet.")
-        self.tasks = list(dict.fromkeys(task for task, _ in self.frames))
-        self.algorithms = [name for name in NAMES if any(name == algorithm for _, algorithm in self.frames)]
-
-    def table(self, task: str, algorithm: str, column: str = "mean_reward") -> pd.DataFrame:
-        """:return: a column's values, one row for each seed and one column for each time step; empty if nothing was run"""
-        if (task, algorithm) not in self.frames:
-            return pd.DataFrame()
-        return self.frames[task, algorithm].pivot(index="seed", columns="timesteps", values=column)
-
-    def last(self, task: str, algorithm: str) -> np.ndarray:
-        """:return: the evaluations that the score is the mean of, shape (seeds, 3)"""
-        table = self.table(task, algorithm)
-        return table[[step for step in table.columns if step % SCORE_EVERY == 0][-3:]].to_numpy()
-
-    def scores(self, task: str, algorithm: str) -> np.ndarray:
-        """:return: shape (seeds,)"""
-        return score(self.last(task, algorithm))
-
-    def missing(self, task: str, algorithm: str) -> int:
-        """:return: how many of the task's seeds are not finished"""
-        planned = set(TASKS[task].seeds) if task in TASKS else set()
-        return len(planned - set(self.table(task, algorithm).index))
-
-    def whole_tasks(self) -> list[str]:
-        """
-        :return: what is said of all tasks is said of these: with every run of SACV and SAC, where there are none with any
-        """
-        both = [task for task in self.tasks if not (self.table(task, "sacv").empty or self.table(task, "sac").empty)]
-        return [task for task in both if not self.missing(task, "sacv") + self.missing(task, "sac")] or both
+# Minutes until the first evaluation that reaches these returns
+THRESHOLDS = {"HalfCheetah-v5": (4000.0, 4500.0)}
 
 
 def interval(function: Callable[..., float], *scores: np.ndarray) -> tuple[float, float]:
@@ -220,8 +148,8 @@ def seed_table(measured: Measured) -> str:
             table = measured.table(task, algorithm)
             if table.empty:
                 continue
-            area = table.to_numpy().mean(axis=1)
-            minutes = measured.table(task, algorithm, "cpu_seconds").iloc[:, -1].to_numpy() / 60
+            area = measured.areas(task, algorithm)
+            minutes = measured.minutes(task, algorithm).iloc[:, -1]
             scores = [f"{number(s)}" for s in measured.scores(task, algorithm)]
             lines.append(
                 [
@@ -229,18 +157,26 @@ def seed_table(measured: Measured) -> str:
                     NAMES[algorithm],
                     ", ".join(f"{seed}: {s}" for seed, s in zip(table.index, scores, strict=True)),
                     with_interval(iqm(area), interval(iqm, area)),
-                    f"{np.median(minutes):.1f}",
+                    f"{minutes.median():.1f}" + (f" (of {len(minutes)})" if 0 < len(minutes) < len(table) else "")
+                    if len(minutes)
+                    else "–",
                 ]
             )
     header = ["task", "algorithm", "score of each seed", "area under the curve, IQM", "minutes of processor, median"]
     return markdown(header, lines)
 
 
-def improvement(measured: Measured) -> dict[str, tuple[float, tuple[float, float]]]:
-    """:return: for each task, and for all together, the probability that a run of SACV scores higher than one of SAC"""
+def improvement(
+    measured: Measured, values: Callable[[Measured, str, str], np.ndarray] = Measured.scores
+) -> dict[str, tuple[float, tuple[float, float]]]:
+    """
+    :param measured: the finished runs
+    :param values: what is compared, of a task and an algorithm
+    :return: for each task, and for all together, the probability that the value of a run of SACV is higher than one of SAC's
+    """
     result = {}
     pairs = {
-        task: (measured.scores(task, "sacv"), measured.scores(task, "sac"))
+        task: (values(measured, task, "sacv"), values(measured, task, "sac"))
         for task in measured.tasks
         if not measured.table(task, "sacv").empty and not measured.table(task, "sac").empty
     }
@@ -259,22 +195,42 @@ def improvement(measured: Measured) -> dict[str, tuple[float, tuple[float, float
 
 def first_reached(measured: Measured, task: str, algorithm: str, threshold: float) -> np.ndarray:
     """:return: minutes of processor until each seed's first evaluation at or over the threshold, infinite if there is none"""
-    returns = measured.table(task, algorithm).to_numpy()
-    minutes = measured.table(task, algorithm, "cpu_seconds").to_numpy() / 60
-    return np.where(returns >= threshold, minutes, np.inf).min(axis=1)
+    minutes = measured.minutes(task, algorithm)
+    returns = measured.table(task, algorithm).loc[minutes.index].to_numpy()
+    return np.where(returns >= threshold, minutes.to_numpy(), np.inf).min(axis=1)
 
 
 def threshold_table(measured: Measured) -> str:
     """:return: minutes until a return was reached, every seed"""
     lines = []
-    for task, threshold in THRESHOLDS.items():
+    for task, threshold in ((task, threshold) for task, thresholds in THRESHOLDS.items() for threshold in thresholds):
         for algorithm in measured.algorithms:
-            if measured.table(task, algorithm).empty:
+            if measured.table(task, algorithm).empty or measured.minutes(task, algorithm).empty:
                 continue
             reached = first_reached(measured, task, algorithm, threshold)
             each = ", ".join(f"{minutes:.1f}" if np.isfinite(minutes) else "never" for minutes in reached)
-            lines.append([task, number(threshold, 0), NAMES[algorithm], each, f"{np.median(reached):.1f}"])
-    return markdown(["task", "return", "algorithm", "minutes of processor, each seed", "median"], lines)
+            median = f"{np.median(reached):.1f}" if np.isfinite(np.median(reached)) else "–"
+            lines.append(
+                [task, number(threshold, 0), NAMES[algorithm], each, median, against_sac(measured, task, algorithm, threshold)]
+            )
+    header = ["task", "return", "algorithm", "minutes of processor, each seed", "median", "over SAC's median"]
+    return markdown(header, lines)
+
+
+def against_sac(measured: Measured, task: str, algorithm: str, threshold: float) -> str:
+    """:return: the ratio of the medians of the minutes, where all runs have reached the return"""
+    if algorithm == "sac":
+        return "1"
+    if measured.table(task, "sac").empty or measured.minutes(task, "sac").empty:
+        return "–"
+    reached, sac = (first_reached(measured, task, name, threshold) for name in (algorithm, "sac"))
+    if not (np.isfinite(reached).all() and np.isfinite(sac).all()):
+        return "–"
+
+    def ratio(ours: np.ndarray, theirs: np.ndarray) -> float:
+        return float(np.median(ours) / np.median(theirs))
+
+    return with_interval(ratio(reached, sac), interval(ratio, reached, sac), 2)
 
 
 def report(folder: pathlib.Path) -> None:
@@ -287,12 +243,18 @@ def report(folder: pathlib.Path) -> None:
 
     measured = Measured(folder)
     probabilities = improvement(measured)
-    improvements = [[task, with_interval(value, bounds, 2)] for task, (value, bounds) in probabilities.items()]
+    of_areas = improvement(measured, Measured.areas)
+    improvements = [
+        [task, with_interval(*probabilities[task], 2), with_interval(*of_areas[task], 2)]  # type: ignore[arg-type]
+        for task in probabilities
+    ]
     parts = {
         # A folder of other tasks, as those for tuning, has no bar
         **({"The bar": bar_table(measured)} if any(bar.task in measured.tasks for bar in BARS) else {}),
         "Every seed": seed_table(measured),
-        "Probability that a run of SACV scores higher than one of SAC": markdown(["task", "probability"], improvements),
+        "Probability that a run of SACV is ahead of one of SAC": markdown(
+            ["task", "by the score", "by the area under the curve"], improvements
+        ),
         "Time to a return": threshold_table(measured),
     }
     text = "\n".join(f"## {title}\n\n{table}" for title, table in parts.items())

@@ -11,17 +11,20 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from filelock import FileLock, Timeout
+from learning_run import ROW as COLUMNS
 from learning_run import Run
 from machine import processor
 
 KEY = ("task", "algorithm", "seed", "timesteps")
-COLUMNS = (*KEY, "mean_reward", "std_reward", "episode_length", "seconds", "cpu_seconds")
 PACKAGES = ("sb3_softvalue", "stable_baselines3", "sb3_contrib", "torch", "numpy", "gymnasium", "mujoco")
 
 
@@ -45,10 +48,79 @@ def replace(path: pathlib.Path, text: str) -> None:
     os.replace(new, path)
 
 
+@contextmanager
+def sole_sweep(folder: pathlib.Path) -> Iterator[None]:
+    """
+    Keep other sweeps out of a folder, whose files would be written from two memories.
+
+    :param folder: of the results
+    :raises SystemExit: if there is one
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        message = f"Another sweep writes to {folder}: wait for its end, or take another --results folder."
+        raise SystemExit(message) from error
+
+
 def read_whole_lines(path: pathlib.Path) -> list[dict[str, str]]:
-    """:return: the rows of a CSV of ours, without a last line that was not written to its end; none if there is no file"""
-    text = path.read_text() if path.exists() else ""
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    """
+    :param path: of a CSV of ours
+    :return: its rows, without those that were not written to their end, each evaluation once; none if there is no file
+    :raises SystemExit: if it is something else
+    """
+    try:
+        text = path.read_text() if path.exists() else ""
+    except UnicodeDecodeError:
+        text = "?\n"
+    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    if reader.fieldnames is not None and tuple(reader.fieldnames) != COLUMNS:
+        raise SystemExit(f"{path} is not a file of this benchmark: move it away, or take another --results folder.")
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in reader:
+        if is_whole(row):
+            rows.setdefault(tuple(row[name] for name in KEY), row)
+    return list(rows.values())
+
+
+def is_whole(row: dict[Any, Any]) -> bool:
+    """:return: whether each column of a row, and nothing else, holds what it should"""
+    try:
+        numbers = [float(row[name]) for name in COLUMNS[2:]]
+    except (TypeError, ValueError):
+        return False
+    return len(numbers) + 2 == len(row) and bool(row["task"] and row["algorithm"])
+
+
+def finished_runs(rows: Sequence[dict[str, str]], steps: int, evaluate_every: int) -> set[tuple[str, int]]:
+    """
+    :param rows: of one task
+    :param steps: of each of its runs
+    :param evaluate_every: steps between two evaluations
+    :return: algorithm and seed of the runs of which every evaluation is there, and none beyond their end
+    """
+    found: dict[tuple[str, int], set[int]] = {}
+    for row in rows:
+        found.setdefault((row["algorithm"], int(row["seed"])), set()).add(int(row["timesteps"]))
+    wanted = set(range(evaluate_every, steps + 1, evaluate_every))
+    return {run for run, timesteps in found.items() if timesteps == wanted}
+
+
+def read_sidecar(path: pathlib.Path) -> dict[str, Any]:
+    """
+    :param path: of the JSON beside a CSV
+    :return: what is in it
+    :raises SystemExit: if it cannot be read
+    """
+    try:
+        about = json.loads(path.read_text())
+        about["steps"], about["evaluate_every"], about["versions"], about["algorithms"], about["sweeps"]
+    except (ValueError, TypeError, KeyError) as error:
+        message = f"{path} is damaged ({error!r}): restore it, or move it away together with its CSV."
+        raise SystemExit(message) from error
+    return about
 
 
 class TaskResults:
@@ -63,11 +135,9 @@ class TaskResults:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{runs[0].task}.csv"
         self._lock = threading.Lock()
-        steps = runs[0].steps
         found = read_whole_lines(self.path)
-        finished = {(row["algorithm"], int(row["seed"])) for row in found if int(row["timesteps"]) == steps}
-        self._rows = {self._key(row): row for row in found if (row["algorithm"], int(row["seed"])) in finished}
-        self.finished = finished
+        self.finished = finished_runs(found, runs[0].steps, runs[0].evaluate_every)
+        self._rows = {self._key(row): row for row in found if (row["algorithm"], int(row["seed"])) in self.finished}
         self.tidy()
 
     @staticmethod
@@ -91,6 +161,19 @@ class TaskResults:
                 os.fsync(file.fileno())
             return True
 
+    def note_origin(self, run: Run, sweep: int) -> None:
+        """
+        Say beside the CSV where a finished run comes from.
+
+        :param run: that is finished
+        :param sweep: its number, as ``write_sidecar`` gave it
+        """
+        with self._lock:
+            path = self.path.with_suffix(".json")
+            about = read_sidecar(path)
+            about.setdefault("runs", {})[f"{run.algorithm} {run.seed}"] = [sweep]
+            write_json(path, about)
+
     def tidy(self) -> None:
         """Sort the file by algorithm, seed and time step."""
         with self._lock:
@@ -109,7 +192,7 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def write_sidecar(folder: pathlib.Path, runs: Sequence[Run], processes: int, note: str) -> None:
+def write_sidecar(folder: pathlib.Path, runs: Sequence[Run], processes: int, note: str) -> int:
     """
     Say beside a CSV what its numbers are made with.
 
@@ -117,17 +200,26 @@ def write_sidecar(folder: pathlib.Path, runs: Sequence[Run], processes: int, not
     :param runs: the runs of one task that the sweep consists of
     :param processes: side by side
     :param note: of the user about this sweep
-    :raises SystemExit: if results are there that were made with other versions
+    :return: the number of this sweep among those that are told of there
+    :raises SystemExit: if results are there that were made with other versions or settings, before anything is written
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{runs[0].task}.json"
-    about = json.loads(path.read_text()) if path.exists() else {"versions": versions(), "algorithms": {}, "sweeps": []}
-    if about["versions"] != versions():
-        raise SystemExit(f"{path.with_suffix('.csv')} was made with other versions ({path}): take another --results folder.")
-    about |= {"env": runs[0].env, "steps": runs[0].steps, "evaluate_every": runs[0].evaluate_every}
-    about["algorithms"] |= {run.algorithm: run.hyperparameters for run in runs}
+    task = {"env": runs[0].env, "steps": runs[0].steps, "evaluate_every": runs[0].evaluate_every}
+    algorithms = {run.algorithm: run.hyperparameters for run in runs}
+    if path.exists():
+        about = read_sidecar(path)
+    else:
+        about = {"versions": versions(), "algorithms": {}, "sweeps": [], "runs": {}} | task
+    wanted = {"versions": versions(), **task, "algorithms": about["algorithms"] | algorithms}
+    other = [name for name, value in wanted.items() if about[name] != value and name != "algorithms"]
+    other += [name for name, value in algorithms.items() if about["algorithms"].get(name, value) != value]
+    if other:
+        message = f"{path.with_suffix('.csv')} was made with other {', '.join(other)} ({path}): take another --results folder."
+        raise SystemExit(message)
+    about |= wanted
     sweep = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
         "processor": processor(runs[0].device),
         "processes": processes,
@@ -137,4 +229,10 @@ def write_sidecar(folder: pathlib.Path, runs: Sequence[Run], processes: int, not
     }
     if sweep not in about["sweeps"]:
         about["sweeps"].append(sweep)
+    write_json(path, about)
+    return int(about["sweeps"].index(sweep))
+
+
+def write_json(path: pathlib.Path, about: dict[str, Any]) -> None:
+    """Write what stands beside a CSV."""
     replace(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from typing import Any, NamedTuple
 EPISODES = 10
 # Evaluations are seeded by the run and their number, far from the seeds of the trainings
 EVALUATION_SEEDS = 10_000
+# What is said of an evaluation
+ROW = ("task", "algorithm", "seed", "timesteps", "mean_reward", "std_reward", "episode_length", "seconds", "cpu_seconds")
 
 
 class Task(NamedTuple):
@@ -165,6 +168,7 @@ class Said:
         :param model: that was just made
         :return: seconds and processor's seconds that the training took until there. Where a checkpoint lies between two
             evaluations, the time from the first of them is that of the steps before, by their number.
+        :raises LookupError: if not all that was said until there is known
         """
         from sb3_softvalue.checkpoint import CheckpointError
 
@@ -173,13 +177,29 @@ class Said:
         except CheckpointError:  # none was written yet
             shutil.rmtree(self.folder, ignore_errors=True)  # type: ignore[arg-type]  # called where there is one
             return [0.0, 0.0]
-        lines = (self.folder / "said.jsonl").read_text().splitlines(keepends=True)  # type: ignore[operator]  # called where there is one
-        rows = {row["timesteps"]: row for row in (json.loads(line) for line in lines if line.endswith("\n"))}
+        rows = {row["timesteps"]: row for row in self._remembered()}
         self.rows = [row for timesteps, row in sorted(rows.items()) if timesteps <= model.num_timesteps]
+        if [row["timesteps"] for row in self.rows] != [at for at in self.run.evaluations if at <= model.num_timesteps]:
+            raise LookupError
+        # Without a line that was not written to its end, behind which the next one would be written
+        new = self.folder / "said.new"  # type: ignore[operator]  # called where there is one
+        new.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        os.replace(new, self.folder / "said.jsonl")  # type: ignore[operator]
         for row in self.rows:
             self.say(row)
         last = self.rows[-1] if self.rows else {"timesteps": 1, "seconds": 0.0, "cpu_seconds": 0.0}
         return [last[clock] * model.num_timesteps / last["timesteps"] for clock in ("seconds", "cpu_seconds")]
+
+    def _remembered(self) -> Iterator[dict[str, Any]]:
+        """:return: what was said, as far as it can be read"""
+        path = self.folder / "said.jsonl"  # type: ignore[operator]  # called where there is one
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+            try:
+                row = json.loads(line)
+                if set(ROW) <= set(row):
+                    yield row
+            except (ValueError, TypeError):
+                continue
 
 
 def train(run: Run, say: Callable[[dict[str, Any]], None]) -> Any:
@@ -221,7 +241,11 @@ def train(run: Run, say: Callable[[dict[str, Any]], None]) -> Any:
     if said.folder:
         from sb3_softvalue.checkpoint import ResumableCheckpoint
 
-        before = said.go_on(model)
+        try:
+            before = said.go_on(model)
+        except LookupError:  # a run from its beginning, since its model has been overwritten
+            shutil.rmtree(said.folder)
+            return train(run, say)
         callbacks.append(ResumableCheckpoint(said.folder, run.evaluate_every, keep=1))
     model.learn(run.steps - model.num_timesteps, callbacks, reset_num_timesteps=model.num_timesteps == 0)
     if said.folder and model.num_timesteps >= run.steps:  # and not stopped by a signal
@@ -260,19 +284,22 @@ def rows(run: Run) -> Iterator[dict[str, Any]]:
             raise RuntimeError(f"{run.task}, {run.algorithm}, seed {run.seed} ended with {process.returncode}:\n{last}")
 
 
-def end_with_parent() -> None:
+def end_at_once() -> None:
     """
-    End this process at once when the one that started it is gone, however it went: an interrupted training would write a
-    checkpoint in the middle of an episode, from which nothing repeats exactly.
+    End this process at once when it is told to, or when the one that started it is gone, however it went: an interrupted
+    training would write a checkpoint in the middle of an episode, from which nothing repeats exactly.
     """
 
-    def watch() -> None:
-        sys.stdin.read()
+    def end_after(wait: Callable[[], Any]) -> None:
+        wait()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    # No handler that the training sets sees it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    for wait in (sys.stdin.read, lambda: signal.sigwait({signal.SIGTERM})):
+        threading.Thread(target=end_after, args=(wait,), daemon=True).start()
 
 
 if __name__ == "__main__":
-    end_with_parent()
+    end_at_once()
     train(Run(**json.loads(sys.argv[1])), lambda row: print("@" + json.dumps(row), flush=True))

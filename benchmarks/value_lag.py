@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch as th
 from learning_figures import COLOURS
-from learning_report import NAMES
+from learning_measured import NAMES
 from learning_run import ALGORITHMS, TASKS, TUNING_SEEDS, Run, make_model
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env

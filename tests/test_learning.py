@@ -1,4 +1,4 @@
-"""The benchmark of learning: a sweep that is killed ends as one that was not, and its report says what the files say."""
+"""The benchmark of learning: a sweep that is killed ends as one that was not, and nothing is mixed or lost."""
 
 import dataclasses
 import json
@@ -16,6 +16,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_softvalue import SACV
+from tests.learning_helpers import evaluation
 
 pytest.importorskip("tqdm", reason="the benchmark's progress bar is not installed")
 pytest.importorskip("rliable", reason="the benchmark's statistics are not installed")
@@ -23,8 +24,7 @@ pytest.importorskip("sb3_contrib", reason="TQC, which the benchmark compares wit
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import learning  # noqa: E402  (after its folder is on the path)
-import learning_report  # noqa: E402  (after its folder is on the path)
-from learning_results import TaskResults, in_lines, write_sidecar  # noqa: E402  (after its folder is on the path)
+from learning_results import TaskResults, in_lines, sole_sweep, write_sidecar  # noqa: E402  (after its folder is on the path)
 from learning_run import ALGORITHMS, TASKS, Run, evaluate, make_model, rows, train  # noqa: E402  (after its folder is on the path)
 
 SMALL = {"learning_starts": 50, "batch_size": 8, "buffer_size": 1000, "policy_kwargs": {"net_arch": [8]}}
@@ -42,22 +42,22 @@ def without_times(path: pathlib.Path) -> list[list[str]]:
     return [line.split(",")[:-2] for line in path.read_text().splitlines()]
 
 
-def evaluation(algorithm: str, seed: int, timesteps: int, mean_reward: float, minutes: float = 1.0) -> dict:
-    """:return: a row of a CSV"""
-    row = {"task": "small", "algorithm": algorithm, "seed": seed, "timesteps": timesteps, "mean_reward": mean_reward}
-    return row | {"std_reward": 0.0, "episode_length": 1.0, "seconds": 60 * minutes, "cpu_seconds": 60 * minutes}
-
-
 def processes_of(pid: int) -> list[int]:
     """:return: the children of a process"""
     children = pathlib.Path("/proc", str(pid), "task").glob("*/children")
     return [int(child) for path in children for child in path.read_text().split()]
 
 
+def command_of(pid: int) -> str:
+    """:return: of a process, empty if it is gone"""
+    path = pathlib.Path("/proc", str(pid), "cmdline")
+    return path.read_text() if path.exists() else ""
+
+
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="finds the children of a process in Linux's /proc")
 def test_killed_and_started_again(tmp_path):
     """In the middle of its second run, within a line: the first run is kept, the second is done again."""
-    runs = [small_run("sac"), small_run("sacv", steps=400)]
+    runs = [small_run("sac", steps=400), small_run("sacv", steps=400)]
     path = tmp_path / "killed" / "small.csv"
     script = "import json, pathlib, sys; from learning import Run, Sweep, rows; "
     script += "Sweep([Run(**run) for run in json.loads(sys.argv[1])], pathlib.Path(sys.argv[2])).do(rows, 1)"
@@ -248,117 +248,158 @@ def test_other_versions_are_not_mixed_in(tmp_path):
         write_sidecar(tmp_path, [small_run()], 2, "third")
 
 
-# The scores are the means of the evaluations after 10,000, 15,000 and 20,000 steps: each the middle one of the three
-OURS, SACS = (-100.0, -120.0, -140.0, -240.0), (-95.0, -115.0, -125.0, -300.0)
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (dict(steps=400), "steps"),
+        (dict(evaluate_every=100), "evaluate_every"),
+        (dict(env="MountainCarContinuous-v0"), "env"),
+        (dict(hyperparameters=SMALL | {"gamma": 0.5}), "sac"),
+    ],
+)
+def test_other_settings_are_not_mixed_in(change, named, tmp_path):
+    """A longer task once emptied the file of all that was finished, and a shorter one took the longer one's scores."""
+    write_sidecar(tmp_path, [small_run()], 1, "")
+    before = (tmp_path / "small.json").read_text()
+    with pytest.raises(SystemExit, match=rf"was made with other {named} \(.*take another --results folder"):
+        write_sidecar(tmp_path, [small_run(**change)], 1, "")
+    assert (tmp_path / "small.json").read_text() == before
 
 
-@pytest.fixture
-def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Results of Pendulum-v1 with the scores above, one run of which is not finished."""
-    lines = []
-    for algorithm, scores in (("sac", SACS), ("sacv", OURS)):
-        for seed, score in enumerate(scores):
-            returns = {5_000: -1000.0, 10_000: score - 30, 15_000: score, 17_500: 999.0, 20_000: score + 30}
-            lines += [evaluation(algorithm, seed, steps, value, steps / 1000) for steps, value in returns.items()]
-    lines += [evaluation("sacv", 4, 5_000, -900.0)]
-    (tmp_path / "Pendulum-v1.csv").write_text(in_lines(lines, header=True))
-    (tmp_path / "Pendulum-v1.json").write_text(json.dumps({"steps": 20_000}))
-    return tmp_path
+def test_one_sweep_in_a_folder(tmp_path):
+    """Each wrote the file from its own memory, and what another had finished was gone."""
+    with sole_sweep(tmp_path), pytest.raises(SystemExit, match="Another sweep writes to"):
+        learning.main(["--results", str(tmp_path), "--tasks", "Pendulum-v1"])
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    with sole_sweep(tmp_path):
+        pass
 
 
-def test_numbers_of_the_report(folder):
-    measured = learning_report.Measured(folder)
-    ours, sac = (measured.scores("Pendulum-v1", algorithm) for algorithm in ("sacv", "sac"))
-    np.testing.assert_allclose(ours, OURS)
-    np.testing.assert_allclose(sac, SACS)
-    # Of four the middle two: (-120 - 140) / 2 and (-115 - 125) / 2
-    assert learning_report.iqm(ours) == pytest.approx(-130) and learning_report.iqm(sac) == pytest.approx(-120)
-    # Seeds 0 to 3 of 5 are finished
-    assert measured.missing("Pendulum-v1", "sacv") == 1 == measured.missing("Pendulum-v1", "sac")
-    # -100 is over three of SAC's, -120 over two, -140 and -240 over one: 7 of 16 pairs
-    probability, (low, high) = learning_report.improvement(measured)["Pendulum-v1"]
-    assert probability == pytest.approx(7 / 16) and 0 <= low < 7 / 16 < high <= 1
-    # -130 only at the end of seeds 0 (-70), 1 (-90) and 2 (-110), and for seed 0 from its score's first evaluation on
-    reached = learning_report.first_reached(measured, "Pendulum-v1", "sacv", -130.0)
-    np.testing.assert_allclose(reached, [10.0, 15.0, 17.5, 17.5])
-    assert learning_report.first_reached(measured, "Pendulum-v1", "sacv", 1000.0).tolist() == [np.inf] * 4
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--processes", "0"], "--processes must be at least 1, got 0"),
+        (["--threads", "-1"], "--threads must be at least 1, got -1"),
+        (["--seeds", "0", "-1"], "--seeds must not be negative, got -1"),
+        (["--quick", "--tasks", "Reacher-v5"], "--quick chooses tasks, algorithms and seeds"),
+        (["--results", __file__], "--results must be a folder"),
+    ],
+)
+def test_arguments_that_cannot_work(arguments, sentence, capsys):
+    with pytest.raises(SystemExit):
+        learning.parse(arguments)
+    assert sentence in capsys.readouterr().err
 
 
-def test_what_is_said_of_all_tasks_is_of_finished_ones(tmp_path):
-    """One run of a fifth task once left a single run of each in the sum."""
-    for task, seeds, steps in (("Pendulum-v1", 5, 20_000), ("InvertedPendulum-v5", 5, 25_000), ("Reacher-v5", 1, 50_000)):
-        lines = [
-            evaluation(algorithm, seed, step, -float(seed)) | {"task": task}
-            for algorithm in ("sacv", "sac")
-            for seed in range(seeds)
-            for step in (steps - 10_000, steps - 5_000, steps)
-        ]
-        (tmp_path / f"{task}.csv").write_text(in_lines(lines, header=True))
-        (tmp_path / f"{task}.json").write_text(json.dumps({"steps": steps}))
-    measured = learning_report.Measured(tmp_path)
-    assert measured.tasks == ["Pendulum-v1", "InvertedPendulum-v5", "Reacher-v5"]
-    assert measured.whole_tasks() == ["Pendulum-v1", "InvertedPendulum-v5"]
-    *_, (low, high) = learning_report.improvement(measured)["all tasks whose runs are all there"]
-    assert low < 0.4 and high > 0.6
+def test_named_twice_is_done_once():
+    args = learning.parse(["--tasks", "Pendulum-v1", "Pendulum-v1", "--seeds", "0", "1", "0", "--algorithms", "sac", "sac"])
+    assert (args.tasks, args.seeds, args.algorithms) == (["Pendulum-v1"], [0, 1], ["sac"])
 
 
-def test_bar_of_pendulum():
-    met = learning_report.BARS[0].met
+def test_a_run_that_ends_early_has_failed(tmp_path):
+    def runner(run: Run):
+        yield evaluation("sac", 0, 50, -1.0)
 
-    def last(scores) -> np.ndarray:
-        return np.repeat(np.array(scores)[:, None], 3, axis=1)
-
-    assert not met(last(OURS), last(SACS))  # a seed under -200
-    ours = [*OURS[:3], -200.0]
-    assert met(last(ours), last(SACS))  # -130 against -120
-    assert not met(last(ours), last([-95.0, -108.0, -108.0, -300.0]))  # 22 below SAC
-    assert not met(last([-166.0] * 4), last([-166.0] * 4))
+    assert learning.Sweep([small_run()], tmp_path).do(runner, 1) == ["small, sac, seed 0 ended after 50 steps"]
+    assert TaskResults(tmp_path, [small_run()]).finished == set()
 
 
-def test_intervals():
-    """Of two seeds 0 and 1, the IQM of a resample is 0, 1/2, 1/2 or 1, each as likely."""
-    assert learning_report.interval(learning_report.iqm, np.array([0.0, 1.0])) == (0.0, 1.0)
-    assert learning_report.interval(learning_report.iqm, np.array([5.0, 5.0, 5.0])) == (5.0, 5.0)
-    ratio = learning_report.interval(
-        lambda a, b: learning_report.iqm(a) / learning_report.iqm(b), np.full(3, 3.0), np.full(4, 2.0)
+def test_only_whole_runs_of_this_benchmark_are_kept(tmp_path):
+    """Every evaluation with every column; once the last one was enough, and a line without numbers."""
+    run = small_run()
+    whole = [evaluation("sac", 0, steps, -1.0) for steps in run.evaluations]
+    path = tmp_path / "small.csv"
+    for damaged in (whole[:2] + whole[3:], [*whole[:3], whole[3] | {"mean_reward": ""}], [*whole[:3], whole[3] | {"seed": 1}]):
+        path.write_text(in_lines(damaged, header=True))
+        assert TaskResults(tmp_path, [run]).finished == set()
+    path.write_text(in_lines([*whole, whole[0]], header=True))
+    assert TaskResults(tmp_path, [run]).finished == {("sac", 0)}
+    for text in ("hello\n", "task,algorithm\nsmall,sac\n"):
+        path.write_text(text)
+        with pytest.raises(SystemExit, match=r"small\.csv is not a file of this benchmark"):
+            TaskResults(tmp_path, [run])
+        assert path.read_text() == text
+    for text in ("", "{", "[]", '{"steps": 200}'):
+        (tmp_path / "small.json").write_text(text)
+        with pytest.raises(SystemExit, match=r"small\.json is damaged"):
+            write_sidecar(tmp_path, [run], 1, "")
+
+
+def test_where_a_run_comes_from_and_a_command_that_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/learning.py", "--note", "beside other work"])
+    number = write_sidecar(tmp_path, [small_run()], 1, "beside other work")
+    assert (
+        learning.Sweep([small_run()], tmp_path, {"small": number}).do(
+            lambda run: (evaluation("sac", 0, steps, -1.0) for steps in run.evaluations), 1
+        )
+        == []
     )
-    assert ratio == (1.5, 1.5)
+    about = json.loads((tmp_path / "small.json").read_text())
+    assert about["runs"] == {"sac 0": [number]} == {"sac 0": [0]}
+    assert about["sweeps"][0]["command"] == "python benchmarks/learning.py --note 'beside other work'"
 
 
-def test_report_is_repeated_from_the_files(folder, capsys, monkeypatch):
-    monkeypatch.setattr(learning_report, "REPETITIONS", 500)
-    learning.main(["--results", str(folder), "--report"])
-    text = (folder / "report.md").read_text()
-    assert text in capsys.readouterr().out
-    assert "| −130.0 [−240.0, −100.0] | −120.0 [−300.0, −95.0] | difference −10.00 [" in text
-    assert "| **not met** so far, 2 runs to come |" in text
-    assert "0: −100.0, 1: −120.0, 2: −140.0, 3: −240.0" in text
-    assert sorted(path.name for path in folder.glob("*.png")) == [
-        "curves-minutes.png",
-        "curves-steps.png",
-        "improvement.png",
-        "profiles.png",
+@pytest.mark.parametrize("damage", ["half a line", "a line is missing", "no file", "not text"])
+def test_what_was_said_is_damaged(damage, tmp_path):
+    """Half a last line is as if it had not been said; where an evaluation is not known, the run begins again."""
+    run = small_run("sacv", steps=800, evaluate_every=200, checkpoints=str(tmp_path))
+    whole: list[dict] = []
+    train(dataclasses.replace(run, checkpoints=""), whole.append)
+
+    def lost(at: int):
+        def say(row: dict) -> None:
+            if row["timesteps"] == at:
+                raise ConnectionError("lost")
+
+        return say
+
+    with pytest.raises(ConnectionError):
+        train(run, lost(600))
+    path = tmp_path / "small-sacv-0" / "said.jsonl"
+    text = path.read_text()
+    first = text.index("\n") + 1
+    if damage == "no file":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {"half a line": text[:-9], "a line is missing": text[first:], "not text": "\xff\n"}[damage].encode("latin1")
+        )
+    with pytest.raises(ConnectionError):
+        train(run, lost(800))
+    again: list[dict] = []
+    train(run, again.append)
+    assert [{k: v for k, v in row.items() if k not in TIMES} for row in again] == [
+        {k: v for k, v in row.items() if k not in TIMES} for row in whole
     ]
-    learning.main(["--results", str(folder), "--report"])
-    assert (folder / "report.md").read_text() == text
 
 
-def test_report_of_tuning_has_no_bar_and_every_algorithm_has_a_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(learning_report, "REPETITIONS", 100)
-    lines = [
-        evaluation(algorithm, seed, steps, 100.0 * seed + steps / 100)
-        for algorithm in learning.ALGORITHMS
-        for seed in (10, 11, 12)
-        for steps in (40_000, 45_000, 50_000)
-    ]
-    (tmp_path / "HalfCheetah-v5-50k.csv").write_text(in_lines(lines, header=True))
-    (tmp_path / "HalfCheetah-v5-50k.json").write_text(json.dumps({"steps": 50_000}))
-    learning.main(["--results", str(tmp_path), "--report"])
-    text = (tmp_path / "report.md").read_text()
-    assert "The bar" not in text and "Every seed" in text
-    assert all(f"| {name} |" in text for name in learning_report.NAMES.values())
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals of POSIX")
+def test_a_training_that_is_terminated_ends_at_once(tmp_path):
+    """Its checkpoint in the middle of an episode was one from which nothing repeats exactly, and it counted as finished."""
+    run = small_run("sacv", steps=100_000, evaluate_every=200, checkpoints=str(tmp_path))
+    command = [sys.executable, str(BENCHMARKS / "learning_run.py"), json.dumps(dataclasses.asdict(run))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline().startswith("@")
+        time.sleep(0.1)
+        process.terminate()
+        assert process.wait(timeout=60) == 1
+    names = [path.name for path in (tmp_path / "small-sacv-0").iterdir()]
+    # Whole episodes have 200 steps
+    assert all(int(name.split("_")[-1]) % 200 == 0 for name in names if name.startswith("step")), names
 
 
-def test_nothing_to_report_yet(tmp_path):
-    with pytest.raises(SystemExit, match="is finished: there is nothing to report yet"):
-        learning.main(["--results", str(tmp_path), "--report"])
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="finds the children of a process in Linux's /proc")
+def test_interrupted_sweep_ends_at_once(tmp_path):
+    """It waited for all trainings that were going on, without a word."""
+    command = [sys.executable, "learning.py", "--results", str(tmp_path), "--tasks", "HalfCheetah-v5", "--processes", "1"]
+    with subprocess.Popen(command, cwd=BENCHMARKS, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        while not (workers := [pid for pid in processes_of(process.pid) if "learning_run" in command_of(pid)]):
+            assert process.poll() is None, "the sweep ended before it was interrupted"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130 and "Interrupted: the same command goes on." in output
+    deadline = time.monotonic() + 60
+    while any(pathlib.Path("/proc", str(worker)).exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(pathlib.Path("/proc", str(worker)).exists() for worker in workers)
