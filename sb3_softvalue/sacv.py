@@ -230,6 +230,7 @@ class SACV(Readings, Saving, Guarded):
         :param gradient_steps: number of gradient steps
         :param batch_size: transitions of each
         """
+        self._executor.prepare(self._n_updates + gradient_steps + updates_to_come(self))
         self.policy.set_training_mode(True)  # for batch norm and dropout
         # The last rollout may go beyond the total, where a schedule that ends at zero would be negative
         self._current_progress_remaining = progress = max(0.0, self._current_progress_remaining)
@@ -237,7 +238,6 @@ class SACV(Readings, Saving, Guarded):
         reward_scale = self._schedules.at("reward_scale", progress)
         if callable(self.reward_scale):
             self.logger.record("train/reward_scale", reward_scale)
-        self._executor.prepare(self._n_updates + gradient_steps + updates_to_come(self))
         self._check_parameters()
 
         metrics, closed = [], None

@@ -1,5 +1,8 @@
 """How an update's matrices are multiplied: by which library, in which form, and in mixed precision."""
 
+import warnings
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch as th
@@ -7,10 +10,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from sb3_softvalue.execution import choice, products
 from sb3_softvalue.execution.fusion import CheapProducts
-from sb3_softvalue.execution.mixed import MixedProducts, large_products
+from sb3_softvalue.execution.mixed import MixedProducts, large_products, rounds_anything
 from tests.helpers import assert_same, box_env, filled, parameters_of, save_and_load, train
 
 native = pytest.mark.skipif(not products.multiplies_bfloat16(), reason="this processor has no instruction for bfloat16")
+NOTHING_TO_ROUND = "execution='mixed' is the same as 'compiled' here: no product .* has 64 or more"
 
 
 def test_cheap_products():
@@ -147,23 +151,48 @@ def test_products_that_read_observations_keep_their_precision():
 
 @native
 def test_observations_are_not_rounded():
-    """With one hidden layer there is nothing else to round: the update is the compiled one's to the bit."""
+    """With one hidden layer there is nothing else to round, as it says: the update is the compiled one's to the bit."""
     options = dict(batch_size=64, policy_kwargs=dict(net_arch=[64]), seed=0)
     models = [filled(box_env(70), execution=how, **options) for how in ("compiled", "mixed")]
-    for model in models:
+    for model, told in zip(models, (nullcontext(), pytest.warns(UserWarning, match=NOTHING_TO_ROUND)), strict=True):
         th.manual_seed(0)
         np.random.seed(0)
-        train(model, 2)
+        with told:
+            train(model, 2)
     assert_same(parameters_of(models[1].policy), parameters_of(models[0].policy))
 
 
 @native
-@pytest.mark.parametrize("batch_size, net_arch", [(63, [64, 64]), (64, [64, 63])])
-def test_nothing_to_round_is_told(batch_size, net_arch):
-    model = filled(box_env(), execution="mixed", batch_size=batch_size, policy_kwargs=dict(net_arch=net_arch))
-    with pytest.warns(UserWarning, match="execution='mixed' is the same as 'compiled' here: no product .* has 64 or more"):
+@pytest.mark.parametrize("n_observations, batch_size, net_arch", [(3, 63, [64, 64]), (3, 64, [64, 63]), (70, 64, [64])])
+def test_nothing_to_round_is_told(n_observations, batch_size, net_arch):
+    model = filled(box_env(n_observations), execution="mixed", batch_size=batch_size, policy_kwargs=dict(net_arch=net_arch))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=NOTHING_TO_ROUND):
+            train(model, 1)
+    with pytest.warns(UserWarning, match=NOTHING_TO_ROUND):
         train(model, 1)
     train(model, 1)  # and not told again
+
+
+def test_what_a_layer_gives_is_no_observation():
+    """Also where its product was written as something else, or where it is an embedding; but not a product of observations."""
+
+    def function(*tensors: th.Tensor) -> tuple[th.Tensor, ...]:
+        table, weights, one, rows, *more = tensors
+        thin = th.addmm(more[0], one, weights[:1])
+        column = rows @ weights[:, :1]
+        embedded = th.nn.functional.embedding(more[1], table)
+        products = [part @ weights for part in (thin, (rows @ weights).relu() * column, embedded, rows @ rows.t())]
+        return (*products, one @ weights[:1])
+
+    tensors = (th.randn(5, 70), th.randn(70, 70), th.randn(70, 1), th.randn(70, 70), th.randn(70), th.randint(5, (70,)))
+    graph = make_fx(function, tracing_mode="fake")(*tensors).graph
+    CheapProducts()(graph)
+    found = large_products(graph, [2, 3, 5])
+    # All but rows @ weights, rows @ rowsᵀ and what reads that
+    assert len(found) == 3
+    assert rounds_anything(graph, [2, 3, 5])
 
 
 @native

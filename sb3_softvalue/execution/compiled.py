@@ -98,7 +98,7 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched, 
         import torch._inductor
 
         from sb3_softvalue.execution.fusion import CheapProducts
-        from sb3_softvalue.execution.mixed import SMALLEST_SIDE, MixedProducts, large_products
+        from sb3_softvalue.execution.mixed import SMALLEST_SIDE, MixedProducts, rounds_anything
         from sb3_softvalue.execution.parts import Parts
 
     # Not th.compile: its frontend would trace the graph again, and look at every input again at each call
@@ -112,7 +112,7 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched, 
     if mixed:
         observed = set(map(id, arguments.batch.observation_leaves()))
         observations = [index for index, tensor in enumerate(inputs) if id(tensor) in observed]
-        if not large_products(graph.graph, observations):
+        if not rounds_anything(graph.graph, observations):
             warnings.warn(
                 f"execution='mixed' is the same as 'compiled' here: no product between hidden layers has {SMALLEST_SIDE} or "
                 "more units on both of its sides and as many transitions in a batch.",

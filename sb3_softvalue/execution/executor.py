@@ -96,6 +96,8 @@ class Executor:
         try:
             with self._products:
                 return self._gradients(params, batch, noise, temperature, reward_scale)
+        except Warning:  # where the user has made errors of them
+            raise
         except Exception as error:
             if self.resolved == "eager":
                 raise

@@ -63,12 +63,16 @@ class CheapProducts(CustomGraphPass):
         left, right = arguments(node)
         (n_rows, n_inner), n_columns = left.meta["val"].shape, right.meta["val"].shape[1]
         if n_inner == 1:
-            replace(graph, node, insert(graph, node, aten.mul.Tensor, left, right))
+            product = insert(graph, node, aten.mul.Tensor, left, right)
         elif n_rows == 1 or n_columns == 1:
             vector, matrix, dim = (left, right, 0) if n_rows == 1 else (right, left, 1)
             turned = insert(graph, node, aten.permute.default, vector, [1, 0])
             scaled = insert(graph, node, aten.mul.Tensor, matrix, turned)
-            replace(graph, node, insert(graph, node, aten.sum.dim_IntList, scaled, [dim], True))
+            product = insert(graph, node, aten.sum.dim_IntList, scaled, [dim], True)
+        else:
+            return
+        product.meta["is_product"] = True
+        replace(graph, node, product)
 
     def _of_thin_gradients(self, graph: Graph, node: Node) -> None:
         """Transpose a product with a transposed left side and few columns."""

@@ -11,8 +11,22 @@ from sb3_softvalue.execution.fusion import CheapProducts, arguments, aten, calls
 
 # Smaller products, such as the heads of the networks, gain nothing and keep their precision
 SMALLEST_SIDE = 64
-# After which numbers are a network's own
-_LAYERS = ("addmm", "mm", "bmm", "baddbmm", "convolution")
+# What they give is a network's own, whatever they read
+_LAYERS = ("addmm", "mm", "bmm", "baddbmm", "convolution", "embedding", "_embedding_bag")
+
+
+def rounds_anything(graph: Graph, observations: Collection[int]) -> bool:
+    """
+    :param graph: as it was traced; it is left as it is
+    :param observations: which of its inputs are observations
+    :return: whether ``MixedProducts`` will find a product. Asked beforehand, since a graph from the cache meets no pass.
+    """
+    rewritten = Graph()
+    rewritten.output(rewritten.graph_copy(graph, {}))
+    # Nobody reads the gradients to the observations
+    rewritten.eliminate_dead_code()
+    CheapProducts()(rewritten)
+    return bool(large_products(rewritten, observations))
 
 
 class MixedProducts(CheapProducts):
@@ -69,8 +83,11 @@ def large_products(graph: Graph, observations: Collection[int]) -> list[Node]:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     observed = {inputs[index] for index in observations}
     for node in graph.nodes:
-        layer = getattr(node.target, "__name__", "").partition(".")[0] in _LAYERS
-        if not layer and not observed.isdisjoint(node.all_input_nodes):
+        read = observed.intersection(node.all_input_nodes)
+        name = getattr(node.target, "__name__", "").partition(".")[0]
+        # A product of observations with each other is none
+        is_layer = (name in _LAYERS and len(read) < len(node.all_input_nodes)) or "is_product" in node.meta
+        if read and not is_layer:
             observed.add(node)
     products = []
     for node in (*calls(graph, aten.mm.default), *calls(graph, aten.addmm.default)):
