@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 from learning_results import COLUMNS, finished_runs, read_sidecar, read_whole_lines
-from learning_run import TASKS
+from learning_run import TASKS, evaluation_steps
 
 # Finer evaluations are for the curves: the window of the score does not become narrower by them
 SCORE_EVERY = 5_000
@@ -43,7 +43,7 @@ class Measured:
         order = [*TASKS, *self.about]
         for task in sorted(self.about, key=order.index):
             steps, every = self.about[task]["steps"], self.about[task]["evaluate_every"]
-            if not any(step % SCORE_EVERY == 0 for step in range(every, steps + 1, every)):
+            if not any(step % SCORE_EVERY == 0 for step in evaluation_steps(steps, every)):
                 print(f"{task} has no evaluation at a multiple of {SCORE_EVERY:,} steps, and no score: it is left out.")
                 continue
             rows = read_whole_lines(folder / f"{task}.csv")

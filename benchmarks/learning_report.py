@@ -245,7 +245,7 @@ def report(folder: pathlib.Path) -> None:
     probabilities = improvement(measured)
     of_areas = improvement(measured, Measured.areas)
     improvements = [
-        [task, with_interval(*probabilities[task], 2), with_interval(*of_areas[task], 2)]  # type: ignore[arg-type]
+        [task, *(with_interval(value, bounds, 2) for value, bounds in (probabilities[task], of_areas[task]))]
         for task in probabilities
     ]
     parts = {

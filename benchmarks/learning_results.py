@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from learning_run import ROW as COLUMNS
-from learning_run import Run
+from learning_run import Run, evaluation_steps
 from machine import processor
 
 KEY = ("task", "algorithm", "seed", "timesteps")
@@ -104,7 +104,7 @@ def finished_runs(rows: Sequence[dict[str, str]], steps: int, evaluate_every: in
     found: dict[tuple[str, int], set[int]] = {}
     for row in rows:
         found.setdefault((row["algorithm"], int(row["seed"])), set()).add(int(row["timesteps"]))
-    wanted = set(range(evaluate_every, steps + 1, evaluate_every))
+    wanted = set(evaluation_steps(steps, evaluate_every))
     return {run for run, timesteps in found.items() if timesteps == wanted}
 
 
@@ -211,13 +211,12 @@ def write_sidecar(folder: pathlib.Path, runs: Sequence[Run], processes: int, not
         about = read_sidecar(path)
     else:
         about = {"versions": versions(), "algorithms": {}, "sweeps": [], "runs": {}} | task
-    wanted = {"versions": versions(), **task, "algorithms": about["algorithms"] | algorithms}
-    other = [name for name, value in wanted.items() if about[name] != value and name != "algorithms"]
+    other = [name for name, value in {"versions": versions(), **task}.items() if about.get(name) != value]
     other += [name for name, value in algorithms.items() if about["algorithms"].get(name, value) != value]
     if other:
         message = f"{path.with_suffix('.csv')} was made with other {', '.join(other)} ({path}): take another --results folder."
         raise SystemExit(message)
-    about |= wanted
+    about["algorithms"] |= algorithms
     sweep = {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),

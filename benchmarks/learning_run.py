@@ -71,6 +71,11 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
+def evaluation_steps(steps: int, evaluate_every: int) -> list[int]:
+    """:return: the steps after which a run of so many is evaluated"""
+    return list(range(evaluate_every, steps + 1, evaluate_every))
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One training: all that a process needs to know."""
@@ -96,7 +101,7 @@ class Run:
     @property
     def evaluations(self) -> list[int]:
         """:return: the steps after which it is evaluated"""
-        return list(range(self.evaluate_every, self.steps + 1, self.evaluate_every))
+        return evaluation_steps(self.steps, self.evaluate_every)
 
 
 def make_model(run: Run) -> Any:
@@ -172,34 +177,35 @@ class Said:
         """
         from sb3_softvalue.checkpoint import CheckpointError
 
+        assert self.folder is not None
         try:
             model.load_checkpoint(self.folder)
         except CheckpointError:  # none was written yet
-            shutil.rmtree(self.folder, ignore_errors=True)  # type: ignore[arg-type]  # called where there is one
+            shutil.rmtree(self.folder, ignore_errors=True)
             return [0.0, 0.0]
-        rows = {row["timesteps"]: row for row in self._remembered()}
+        rows = {row["timesteps"]: row for row in read_said(self.folder / "said.jsonl")}
         self.rows = [row for timesteps, row in sorted(rows.items()) if timesteps <= model.num_timesteps]
         if [row["timesteps"] for row in self.rows] != [at for at in self.run.evaluations if at <= model.num_timesteps]:
             raise LookupError
         # Without a line that was not written to its end, behind which the next one would be written
-        new = self.folder / "said.new"  # type: ignore[operator]  # called where there is one
+        new = self.folder / "said.new"
         new.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        os.replace(new, self.folder / "said.jsonl")  # type: ignore[operator]
+        os.replace(new, self.folder / "said.jsonl")
         for row in self.rows:
             self.say(row)
         last = self.rows[-1] if self.rows else {"timesteps": 1, "seconds": 0.0, "cpu_seconds": 0.0}
         return [last[clock] * model.num_timesteps / last["timesteps"] for clock in ("seconds", "cpu_seconds")]
 
-    def _remembered(self) -> Iterator[dict[str, Any]]:
-        """:return: what was said, as far as it can be read"""
-        path = self.folder / "said.jsonl"  # type: ignore[operator]  # called where there is one
-        for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-            try:
-                row = json.loads(line)
-                if set(ROW) <= set(row):
-                    yield row
-            except (ValueError, TypeError):
-                continue
+
+def read_said(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """:return: what was said, as far as it can be read"""
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            if set(ROW) <= set(row):
+                yield row
+        except (ValueError, TypeError):
+            continue
 
 
 def train(run: Run, say: Callable[[dict[str, Any]], None]) -> Any:

@@ -373,7 +373,7 @@ def test_what_was_said_is_damaged(damage, tmp_path):
     ]
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals of POSIX")
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system cannot block signals")
 def test_a_training_that_is_terminated_ends_at_once(tmp_path):
     """Its checkpoint in the middle of an episode was one from which nothing repeats exactly, and it counted as finished."""
     run = small_run("sacv", steps=100_000, evaluate_every=200, checkpoints=str(tmp_path))

@@ -184,7 +184,8 @@ def test_what_a_layer_gives_is_no_observation():
         column = rows @ weights[:, :1]
         embedded = th.nn.functional.embedding(more[1], table)
         products = [part @ weights for part in (thin, (rows @ weights).relu() * column, embedded, rows @ rows.t())]
-        return (*products, one @ weights[:1])
+        # No layer of any network here, but of an extractor perhaps
+        return (*products, one @ weights[:1], th.addmm(more[0], weights, weights, beta=0.5))
 
     tensors = (th.randn(5, 70), th.randn(70, 70), th.randn(70, 1), th.randn(70, 70), th.randn(70), th.randint(5, (70,)))
     graph = make_fx(function, tracing_mode="fake")(*tensors).graph
@@ -193,6 +194,8 @@ def test_what_a_layer_gives_is_no_observation():
     # All but rows @ weights, rows @ rowsᵀ and what reads that
     assert len(found) == 3
     assert rounds_anything(graph, [2, 3, 5])
+    MixedProducts([2, 3, 5])(graph)
+    graph.lint()
 
 
 @native

@@ -105,7 +105,8 @@ def _compile(objective: JointObjective, arguments: Arguments, watched: Watched, 
     if arguments.reward_scale.device.type == "cuda":
         # The temperature's gradient comes out of the actor's
         owners = [*("actor" if name is None else name.partition(".")[0] for name in names), None]
-        return Parts(graph, owners, torch._inductor.compile)
+        with _quiet():
+            return Parts(graph, owners, torch._inductor.compile)
     known = torch._inductor.config.get_config_copy()
     options: dict[str, Any] = {name: value for name, value in _CPU_OPTIONS.items() if name in known}
     options["post_grad_custom_post_pass"] = CheapProducts()

@@ -76,7 +76,7 @@ class MixedProducts(CheapProducts):
 
 def large_products(graph: Graph, observations: Collection[int]) -> list[Node]:
     """
-    :param graph: in ATen operators, also before the bias of a layer was taken out of its product
+    :param graph: in ATen operators, as ``CheapProducts`` has left it
     :param observations: which of the graph's inputs are observations
     :return: products of float32 matrices that are worth rounding for, none of which reads an observation
     """
@@ -90,10 +90,9 @@ def large_products(graph: Graph, observations: Collection[int]) -> list[Node]:
         if read and not is_layer:
             observed.add(node)
     products = []
-    for node in (*calls(graph, aten.mm.default), *calls(graph, aten.addmm.default)):
-        left, right = sides = arguments(node)[-2:]
-        values = [side.meta["val"] for side in sides]
+    for node in calls(graph, aten.mm.default):
+        values = [side.meta["val"] for side in arguments(node)]
         is_large = min(min(value.shape) for value in values) >= SMALLEST_SIDE
-        if is_large and all(value.dtype is th.float32 for value in values) and observed.isdisjoint((left, right)):
+        if is_large and all(value.dtype is th.float32 for value in values) and observed.isdisjoint(arguments(node)):
             products.append(node)
     return products
