@@ -5,7 +5,7 @@ from Haarnoja et al. 2018b, https://arxiv.org/abs/1812.05905. Every per-sample q
 (batch,) tensor would broadcast silently against it to (batch, batch).
 
 The functions know neither networks nor gradients: where an equation holds a term constant, the caller stops the
-gradient (see ``update.py``).
+gradient (see ``objective.py``).
 """
 
 import math
@@ -13,10 +13,12 @@ from collections.abc import Sequence
 
 import torch as th
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 # Keeps log(1 - a^2) finite at a = +-1: the constant of the authors' code and of SB3's SquashedDiagGaussianDistribution.
 SQUASH_EPSILON = 1e-6
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+ACTION_PRIORS = ("uniform", "normalized_uniform", "normal")
 
 
 def squash_log_det(actions: th.Tensor) -> th.Tensor:
@@ -167,4 +169,5 @@ def polyak_update(params: Sequence[th.Tensor], target_params: Sequence[th.Tensor
     :param target_params: ψ̄, same shapes as ``params``
     :param tau: 1 copies ``params``
     """
-    th._foreach_lerp_(list(target_params), list(params), tau)
+    # One call for all of them
+    get_ema_multi_avg_fn(1.0 - tau)(list(target_params), list(params), None)

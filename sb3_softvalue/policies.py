@@ -1,25 +1,101 @@
-"""Policies of SACV: SB3's SAC actor and critics, beside them a state-value network and its target."""
+"""Policies of SACV: SB3's SAC actor and critics, and beside them the state-value network V and its target."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
-from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.policies import BaseModel, BasePolicy, ContinuousCritic
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
     get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from stable_baselines3.sac.policies import CnnPolicy as SACCnnPolicy
 from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
+from torch import nn
 
 from sb3_softvalue import equations
-from sb3_softvalue.networks import ValueNetwork, is_known_module
 
 # Adam implementations that the user may have asked for, each excluding the fused one.
 _ADAM_IMPLEMENTATIONS = frozenset({"fused", "foreach", "differentiable", "capturable"})
+
+
+class ValueNetwork(BaseModel):
+    """
+    State-value network V(s) of SAC (Haarnoja et al. 2018, Eq. 3).
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param net_arch: Network architecture
+    :param features_extractor: Network to extract features
+        (a CNN when using images, a nn.Flatten() layer otherwise)
+    :param features_dim: Number of features
+    :param activation_fn: Activation function
+    :param normalize_images: Whether to normalize images or not,
+         dividing by 255.0 (True by default)
+    :param share_features_extractor: Whether the features extractor is shared with the actor, whose loss then trains it
+    """
+
+    features_extractor: BaseFeaturesExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        share_features_extractor: bool = False,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        self.share_features_extractor = share_features_extractor
+        self.vf = nn.Sequential(*create_mlp(features_dim, 1, net_arch, activation_fn))
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations, shape (batch, *obs_shape), or a dict of such
+        :return: V(s), shape (batch, 1)
+        """
+        # A shared features extractor is learned with the policy loss only, as in SB3's ContinuousCritic
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+            features = self.extract_features(obs, self.features_extractor)
+        return self.vf(features)
+
+
+# Modules of which one knows that they compute the same in training and in evaluation mode, hold no state but parameters and
+# plain numbers that PyTorch's layers do not change, and draw no random numbers. A subclass may do anything and is not among them.
+_PLAIN_MODULES: frozenset[type[nn.Module]] = frozenset(
+    {
+        *(Actor, ContinuousCritic, ValueNetwork, FlattenExtractor, NatureCNN, CombinedExtractor),
+        *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding),
+        *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Flatten, nn.Unflatten, nn.Identity),
+        *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SELU, nn.SiLU, nn.Mish),
+        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    }
+)
+
+
+def is_plain_module(module: nn.Module) -> bool:
+    """
+    :param module: any module
+    :return: whether it is a plain layer or network, which computes the same in training and in evaluation mode
+    """
+    return type(module) in _PLAIN_MODULES
 
 
 def no_critic_target(owner: str) -> NoReturn:
@@ -70,13 +146,11 @@ class SACVPolicy(SACPolicy):
     value_target: ValueNetwork
     """V̄(s), same shape; a moving average of V that receives no gradient"""
     captured_actions: Callable[[PyTorchObs, bool], tuple[th.Tensor, th.Tensor]] | None = None
-    """In the place of ``act`` where actions can be had faster"""
-    # Unknown until the networks are complete
-    _depends_on_mode: bool | None = None
+    """Called instead of ``act`` where it is set: the same actions, faster"""
 
     def _build(self, lr_schedule: Schedule) -> None:
         n_critics = self.critic_kwargs["n_critics"]
-        if not isinstance(n_critics, int) or n_critics < 1:
+        if not isinstance(n_critics, (int, np.integer)) or n_critics < 1:
             raise ValueError(f"n_critics must be a whole number of at least 1, got {n_critics!r}.")
         _, critic_arch = get_actor_critic_arch(self.net_arch)
         self.value_kwargs = self.net_args | {
@@ -135,21 +209,26 @@ class SACVPolicy(SACPolicy):
         Put the policy in either training or evaluation mode; the target value stays in evaluation mode.
 
         This affects certain modules, such as batch normalisation and dropout. ``predict()`` asks for evaluation mode at
-        every environment step: all modules are walked only where one of them depends on the mode and it changes. Which
-        modules there are is looked up once, at the first call.
+        every environment step: a network of plain layers only, which do not depend on the mode, keeps that of its layers.
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """
-        networks = (self.actor, self.critic, self.value)
-        if self._depends_on_mode is None:
-            self._depends_on_mode = not all(is_known_module(module) for net in networks for module in net.modules())
-        for network in networks:
-            if network.training != mode:
-                if self._depends_on_mode:
-                    network.set_training_mode(mode)
-                else:
-                    network.training = mode
+        for network in (self.actor, self.critic, self.value):
+            if all(is_plain_module(module) for module in network.modules()):
+                network.training = mode
+            else:
+                network.set_training_mode(mode)
         self.training = mode
+
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """
+        Rescale an action from [-1, 1] to the action space, see ``BasePolicy.unscale_action``.
+
+        :param scaled_action: in [-1, 1]
+        :return: in the environment's units, inside the bounds: rounding would carry a saturated action just over them
+        """
+        assert isinstance(self.action_space, spaces.Box)
+        return np.clip(super().unscale_action(scaled_action), self.action_space.low, self.action_space.high)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -157,7 +236,7 @@ class SACVPolicy(SACPolicy):
         and validation at every step of an environment take as long as two layers.
 
         :param observation: shape (batch, *obs_shape), or a dict of such
-        :param deterministic: the mode in the place of a sample
+        :param deterministic: the mode instead of a sample
         :return: in [-1, 1], shape (batch, action_dim)
         :raises ValueError: by PyTorch's ``Normal``, if the policy's output is not a number
         """
@@ -172,7 +251,7 @@ class SACVPolicy(SACPolicy):
     def act(self, observation: PyTorchObs, deterministic: bool, noise: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
         """
         :param observation: shape (batch, *obs_shape), or a dict of such
-        :param deterministic: the mode in the place of a sample
+        :param deterministic: the mode instead of a sample
         :param noise: of the sample, standard normal, shape (batch, action_dim); None draws it
         :return: actions in [-1, 1], shape (batch, action_dim), and whether the policy's output is not a number
         """
@@ -248,3 +327,34 @@ class MultiInputPolicy(SACVPolicy, SACMultiInputPolicy):
 
     The parameters are those of ``SACVPolicy``; the constructor is that of SB3's ``MultiInputPolicy`` for SAC.
     """
+
+
+# SB3's policies for SAC and what stands for each of them here
+_COUNTERPARTS: dict[type[BasePolicy], type[SACVPolicy]] = {
+    SACPolicy: SACVPolicy,
+    SACCnnPolicy: CnnPolicy,
+    SACMultiInputPolicy: MultiInputPolicy,
+}
+
+
+def with_value(policy: type[BasePolicy]) -> type[SACVPolicy]:
+    """
+    :param policy: class of a policy for SAC
+    :return: the class of the same policy with a state-value network: ours for SB3's own; for a subclass of these that changes
+        neither the networks' construction nor their modes, one that inherits from both
+    :raises ValueError: if there is none
+    """
+    if issubclass(policy, SACVPolicy):
+        return policy
+    if policy in _COUNTERPARTS:
+        return _COUNTERPARTS[policy]
+    own = [base for base in policy.__mro__ if issubclass(base, SACPolicy) and base not in _COUNTERPARTS]
+    changed = [name for base in own for name in ("_build", "set_training_mode") if name in vars(base)]
+    if not own or changed:
+        because = f"it overrides {changed[0]}" if changed else "it is no policy for SAC"
+        raise ValueError(
+            f"{policy.__name__} has no state-value network and cannot get one, since {because}: derive it from "
+            "sb3_softvalue.MlpPolicy, CnnPolicy or MultiInputPolicy."
+        )
+    base = next(ours for sb3s, ours in reversed(_COUNTERPARTS.items()) if issubclass(policy, sb3s))
+    return type(policy.__name__, (policy, base), {"__module__": policy.__module__, "__doc__": policy.__doc__})

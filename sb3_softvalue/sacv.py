@@ -1,30 +1,52 @@
 """SACV: the original Soft Actor-Critic, with its state-value network, as a Stable-Baselines3 algorithm."""
 
+import contextlib
+import copy
+import io
+import math
+import pathlib
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, ClassVar, NoReturn, TypeVar
 
+import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.sac.sac import SAC
 
-from sb3_softvalue import checks, update
-from sb3_softvalue.execution import CapturedActions, Executor, OptimizerStep, check_autocast, sample_batches, updates_to_come
-from sb3_softvalue.guard import Guarded
-from sb3_softvalue.networks import ValueNetwork
-from sb3_softvalue.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SACVPolicy, no_critic_target
-from sb3_softvalue.reading import Readings
-from sb3_softvalue.saving import Saving
-from sb3_softvalue.schedules import Schedules
+from sb3_softvalue import checkpoint, checks, equations, predictions, transfer
+from sb3_softvalue.execution import (
+    CapturedActions,
+    Executor,
+    OptimizerStep,
+    check_autocast,
+    learned_params,
+    remaining_updates,
+    sample_batches,
+)
+from sb3_softvalue.finite import FiniteCheck
+from sb3_softvalue.objective import Batch, JointObjective, Metrics, Temperature, UpdateInputs, draw_noise
+from sb3_softvalue.policies import (
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    SACVPolicy,
+    ValueNetwork,
+    no_critic_target,
+    with_value,
+)
 
 SelfSACV = TypeVar("SelfSACV", bound="SACV")
 
 
-class SACV(Readings, Saving, Guarded):
+class SACV(SAC):
     """
     Soft Actor-Critic with a state-value network (SAC v1).
 
@@ -32,7 +54,8 @@ class SACV(Readings, Saving, Guarded):
     separate state-value network V and its Polyak-averaged target V̄ from which the Q-functions bootstrap. SB3's ``SAC``
     has no V and bootstraps from target Q-functions; everything else about it holds here too.
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a subclass of ``SACVPolicy``)
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class: SB3's own for SAC, a
+        subclass of these, or of ``SACVPolicy``)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: of all networks' optimizers, number or function of the current progress remaining (from 1 to 0)
     :param buffer_size: size of the replay buffer
@@ -75,6 +98,10 @@ class SACV(Readings, Saving, Guarded):
         leaves its constant out, which makes the bonus the entropy; "normalized_uniform" has it (d·ln 2 nats a step less, so
         that no bonus is positive: the same optimal policy, but where episodes end early; there it takes away a reward for
         staying alive); "normal" is N(0, I), as in the authors' code
+    :param policy_delay: step the actor and the temperature at every ``policy_delay``-th gradient step only; the critics and the
+        value network, whose target samples the present policy, at each
+    :param check_finite: stop with a ``NonFiniteError`` that names the first observation, reward, action, loss or gradient that
+        is not finite, before it is stored or learned from; False looks at nothing
     :param execution: how the update runs: "eager", "compiled", "cuda_graph"; "auto" takes "compiled" or "cuda_graph" where it
         is possible and repays itself; all agree up to rounding. "mixed" is "compiled" with large products in bfloat16.
     """
@@ -92,7 +119,7 @@ class SACV(Readings, Saving, Guarded):
 
     def __init__(
         self,
-        policy: str | type[SACVPolicy],
+        policy: str | type[SACPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 3e-4,
         buffer_size: int = 1_000_000,  # 1e6
@@ -127,9 +154,21 @@ class SACV(Readings, Saving, Guarded):
         ent_coef_learning_rate: float | Schedule | None = None,
         max_grad_norm: float | None = None,
         action_prior: str = "uniform",
+        policy_delay: int = 1,
+        check_finite: bool = True,
         execution: str = "auto",
     ):
-        checks.check_arguments(policy, self.policy_aliases, policy_kwargs, replay_buffer_kwargs, device)
+        checks.check_arguments(device, policy_kwargs=policy_kwargs, replay_buffer_kwargs=replay_buffer_kwargs)
+        if isinstance(policy, type) and issubclass(policy, BasePolicy):
+            policy = with_value(policy)
+        elif policy not in self.policy_aliases:
+            raise ValueError(
+                f"policy must be {', '.join(map(repr, self.policy_aliases))} or the class of a policy, got {policy!r}."
+            )
+        if env is None and _init_setup_model:
+            raise ValueError("env must be an environment or its name, got None.")
+        replay_buffer_kwargs = dict(replay_buffer_kwargs or {})  # which SB3 writes into
+        n_steps = _one_discount_and_horizon(replay_buffer_class, replay_buffer_kwargs, gamma, n_steps)
         super().__init__(
             policy,
             env,
@@ -143,7 +182,7 @@ class SACV(Readings, Saving, Guarded):
             gradient_steps,
             action_noise,
             replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs and dict(replay_buffer_kwargs),  # which SB3 writes into
+            replay_buffer_kwargs=replay_buffer_kwargs,
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
             ent_coef=ent_coef,
@@ -166,27 +205,38 @@ class SACV(Readings, Saving, Guarded):
         self.ent_coef_learning_rate = ent_coef_learning_rate
         self.max_grad_norm = max_grad_norm
         self.action_prior = action_prior
+        self.policy_delay = policy_delay
+        self.check_finite = check_finite
         self.execution = execution
-        # What "auto" came to: saved, so that a continued run is executed by the same code
+        # The backend "auto" resolved to: saved, so that a continued run is executed by the same code
         self._resolved_execution: str | None = None
+        self._objective: JointObjective | None = None
+        self._hints_given: set[str] = set()
 
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         checks.check_options(self)
+        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
+            self.replay_buffer_kwargs |= {"n_steps": self.n_steps, "gamma": self.gamma}
+            if self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1:
+                # SB3's own choice, about which it would warn if it were ours
+                self.replay_buffer_class = None
+        self._warn_once(checks.hint_about_actions(self.action_space))
         # Not SAC's: it builds on a twin Q target, which does not exist here
         super(SAC, self)._setup_model()
         self._create_aliases()
-        target_entropy = -get_action_dim(self.action_space) if self.target_entropy == "auto" else self.target_entropy
-        self.target_entropy = checks.finite_number("target_entropy", target_entropy, "'auto'")
+        self.target_entropy = checks.target_entropy(self.target_entropy, self.action_space)
         self._setup_ent_coef()
+        self._finite_check = FiniteCheck()
+        self._optimizer_step = OptimizerStep()
+        self._executor = Executor(self.execution, self.verbose >= 1, self._resolved_execution)
 
-    def _setup_lr_schedule(self) -> None:
-        # Made again from the saved arguments at each load, so that they are never pickled
-        names = ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate", "reward_scale")
-        self._schedules = Schedules(**{name: getattr(self, name) for name in names})
-        self.lr_schedule = self._schedules["learning_rate"]
+    def _create_aliases(self) -> None:
+        self.actor, self.critic = self.policy.actor, self.policy.critic
+        self.value, self.value_target = self.policy.value, self.policy.value_target
+        self.policy.captured_actions = CapturedActions(self.policy) if self.device.type == "cuda" else None
 
     def _setup_ent_coef(self) -> None:
         """(Re)start the temperature from ``self.ent_coef``: learned ("auto", "auto_<initial value>") or fixed (a number)."""
@@ -200,18 +250,6 @@ class SACV(Readings, Saving, Guarded):
             self.ent_coef_optimizer = None
             self.ent_coef_tensor = th.tensor(initial_value, device=self.device)
 
-    def _create_aliases(self) -> None:
-        self.actor, self.critic = self.policy.actor, self.policy.critic
-        self.value, self.value_target = self.policy.value, self.policy.value_target
-        # What refers to the networks belongs to the same policy
-        self._update_target = update.TargetUpdate(self.value, self.value_target)
-        self._optimizer_step: OptimizerStep | None = None
-        objective = update.JointObjective(self.policy, self.action_prior)
-        announce = print if self.verbose >= 1 else lambda line: None
-        self._guard_networks()
-        self.policy.captured_actions = CapturedActions(self.policy) if self.device.type == "cuda" else None
-        self._executor = Executor(self.execution, objective, self.device, self._resolved_execution, announce)
-
     @property
     def critic_target(self) -> NoReturn:  # type: ignore[override]  # an attribute in SAC
         """Not there: SAC v1 has ``value_target`` instead."""
@@ -221,8 +259,7 @@ class SACV(Readings, Saving, Guarded):
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         # Whatever else it is, SB3 says so
         if hasattr(env, "action_space"):
-            checks.check_action_space(env.action_space)
-            checks.check_observation_space(env.observation_space)
+            checks.check_spaces(env)
         return checks.check_wrappers(SAC._wrap_env(env, verbose, monitor_wrapper))
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -232,81 +269,141 @@ class SACV(Readings, Saving, Guarded):
         :param gradient_steps: number of gradient steps
         :param batch_size: transitions of each
         """
-        self._executor.prepare(self._n_updates + gradient_steps + updates_to_come(self))
-        self.policy.set_training_mode(True)  # for batch norm and dropout
-        # The last rollout may go beyond the total, where a schedule that ends at zero would be negative
-        self._current_progress_remaining = progress = max(0.0, self._current_progress_remaining)
-        step = self._prepare_optimizers(progress)
-        reward_scale = self._schedules.at("reward_scale", progress)
-        if callable(self.reward_scale):
-            self.logger.record("train/reward_scale", reward_scale)
-        self._check_parameters()
+        self._choose_execution(gradient_steps)
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        optimizers, reward_scale = self._update_rates()
+        objective, check = self._joint_objective(), self._finite_check if self.check_finite else None
+        report, found_inf = [], None
 
-        metrics, closed = [], None
-        assert self.replay_buffer is not None
-        sampling = (self.replay_buffer, gradient_steps, batch_size, self.gamma, self.device, self._vec_normalize_env)
-        for batch in sample_batches(*sampling):
-            if self._n_updates == 0:
-                self._check_rewards(batch, reward_scale)
-            gradients, step_metrics = self._executor(
-                step.params, batch, update.draw_noise(self.actor, batch_size, self.device), self._temperature(), reward_scale
-            )
-            closed = self._gate(closed, batch, step_metrics)
-            step(gradients, self.max_grad_norm, closed)
-            metrics.append(step_metrics)
+        for batch in self._batches(gradient_steps, batch_size, reward_scale):
+            update_actor = (self._n_updates + 1) % self.policy_delay == 0
+            stepped = optimizers if update_actor else optimizers[:2]
+            params = [param for optimizer in stepped for param in learned_params(optimizer)]
+            inputs = UpdateInputs(batch, draw_noise(self.actor, batch_size, self.device), self.temperature())
+            gradients, metrics = self._executor(objective, params, inputs, update_actor)
+            if check is not None:
+                found_inf = check.check_update(self, batch, metrics, found_inf)
+            self._optimizer_step(stepped, gradients, self.max_grad_norm, found_inf)
+            report.append(metrics)
             self._n_updates += 1
             if self._n_updates % self.target_update_interval == 0:
-                self._update_target(self.tau)
+                equations.polyak_update(list(self.value.parameters()), list(self.value_target.parameters()), self.tau)
+                for buffer, target_buffer in zip(self.value.buffers(), self.value_target.buffers(), strict=True):
+                    target_buffer.copy_(buffer)  # batch-norm statistics, see SB3 issue 996
+
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if report:
+            rows = th.stack(report).cpu()  # where it waits for the device
+            if found_inf is not None and check is not None:
+                check.check_report(self, batch, rows)
+            self._log(rows)
+
+    def _choose_execution(self, gradient_steps: int) -> None:
+        """
+        :param gradient_steps: of this ``train()``
+        """
+        if self._executor.requested != self.execution:
+            self._executor = Executor(self.execution, self.verbose >= 1)
+        self._executor.prepare(self.device, self._n_updates + gradient_steps + remaining_updates(self))
         self._resolved_execution = self._executor.resolved
-        reports = th.stack(metrics).cpu() if metrics else None  # where it waits for the device
-        if closed is not None and reports is not None and reports[:, -1].any():
-            self._stop_after(batch, reports)
-        self._record(reports)
 
-    def _prepare_optimizers(self, progress: float) -> OptimizerStep:
+    def _update_rates(self) -> tuple[list[th.optim.Optimizer], float]:
         """
-        Set each optimizer's learning rate and log those that are not ``learning_rate``.
+        Set each optimizer's learning rate for the present progress and log them.
 
-        :param progress: the remaining progress, from 1 to 0
-        :return: the step of all optimizers
+        :return: the optimizers (critics, value, actor, temperature) and the factor of the rewards
         """
-        self._schedules.at("learning_rate", progress)
-        self._update_learning_rate(self.actor.optimizer)
-        optimizers = {"qf_learning_rate": self.critic.optimizer, "vf_learning_rate": self.value.optimizer}
+        # The last rollout may go beyond the total, where a schedule that ends at zero would be negative
+        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
+        learning_rate = self._at_present("learning_rate", self.lr_schedule)
+        optimizers: dict[str, th.optim.Optimizer] = {
+            "qf_learning_rate": self.critic.optimizer,
+            "vf_learning_rate": self.value.optimizer,
+            "learning_rate": self.actor.optimizer,
+        }
         if self.ent_coef_optimizer is not None:
             optimizers["ent_coef_learning_rate"] = self.ent_coef_optimizer
+        self.logger.record("train/learning_rate", learning_rate)
         for name, optimizer in optimizers.items():
-            learning_rate = self._schedules.at(name, progress)
-            update_learning_rate(optimizer, learning_rate)
-            if getattr(self, name) is not None:
-                self.logger.record(f"train/{name}", learning_rate)
-        current = [self.actor.optimizer, *optimizers.values()]
-        if self._optimizer_step is None or not self._optimizer_step.is_current(current):
-            self._optimizer_step = OptimizerStep(current)
-        return self._optimizer_step
+            own = None if name == "learning_rate" else getattr(self, name)
+            rate = learning_rate if own is None else self._at_present(name, own)
+            update_learning_rate(optimizer, rate)
+            if own is not None:
+                self.logger.record(f"train/{name}", rate)
+        reward_scale = self._at_present("reward_scale", self.reward_scale)
+        if callable(self.reward_scale):
+            self.logger.record("train/reward_scale", reward_scale)
+        return list(optimizers.values()), reward_scale
 
-    def _temperature(self) -> update.Temperature:
-        """:return: the temperature of the next gradient step"""
+    def _at_present(self, name: str, value: float | Schedule) -> float:
+        """
+        :param name: of a learning rate or the reward scale
+        :param value: a number or a function of the remaining progress
+        :return: the number at the present progress
+        :raises ValueError: if it is none, negative or infinite
+        """
+        progress = self._current_progress_remaining
+        try:
+            number = float(value(progress) if callable(value) else value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0.0 <= number < math.inf:
+            raise ValueError(
+                f"The {name} schedule gave {number} at progress remaining {progress:.3f}: make it return finite numbers that "
+                "are not negative."
+            )
+        return number
+
+    def _joint_objective(self) -> JointObjective:
+        """:return: the objective of the present networks, which may have been exchanged"""
+        networks = self.actor, self.critic, self.value, self.value_target
+        if self._objective is None or self._objective.of != (*networks, self.action_prior):
+            self._objective = JointObjective(*networks, self.action_prior)
+        return self._objective
+
+    def _batches(self, gradient_steps: int, batch_size: int, reward_scale: float) -> Iterator[Batch]:
+        """:return: a batch for each gradient step, the first of all with a look at the size of its rewards"""
+        assert self.replay_buffer is not None
+        sampling = self.gamma, reward_scale, self.device, self._vec_normalize_env
+        for batch in sample_batches(self.replay_buffer, gradient_steps, batch_size, *sampling):
+            if self._n_updates == 0:
+                self._warn_once(checks.hint_about_rewards(float(batch.rewards.abs().mean()), self.gamma))
+            yield batch
+
+    def temperature(self) -> Temperature:
+        """:return: the present temperature α, learned or fixed, with the target entropy that it is learned for"""
         if self.log_ent_coef is None:
-            return update.Temperature(self.ent_coef_tensor)
+            return Temperature(self.ent_coef_tensor)
         assert isinstance(self.target_entropy, float)
-        return update.Temperature(th.exp(self.log_ent_coef.detach()), self.log_ent_coef, self.target_entropy)
+        ent_coef = th.exp(self.log_ent_coef.detach())
+        return Temperature(ent_coef, self.log_ent_coef, _scalar(self.target_entropy, self.device))
 
-    def _record(self, reports: th.Tensor | None) -> None:
+    def _log(self, rows: th.Tensor) -> None:
         """
         Log the mean over gradient steps.
 
-        :param reports: of each gradient step a row, see ``update.objective_gradients``; None if there was no step
+        :param rows: the metrics of each gradient step, on the CPU
         """
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if reports is None:
-            return
-        means = update.mean_metrics(reports)
-        if self.ent_coef_optimizer is not None:
-            self._check_temperature(means["ent_coef"], means["entropy"])
-        for name, mean in means.items():
-            if name != "ent_coef_loss" or self.ent_coef_optimizer is not None:
-                self.logger.record(f"train/{name}", mean)
+        # There mostly is one, whose mean would take a third of the time of all logging
+        mean = rows[0] if len(rows) == 1 else rows.mean(dim=0)
+        means = Metrics(*mean.tolist())._asdict()
+        del means["found_inf"]
+        if self.ent_coef_optimizer is None:
+            del means["ent_coef_loss"]
+        else:
+            initial = checks.initial_ent_coef(self.ent_coef)
+            self._warn_once(checks.hint_about_temperature(means["ent_coef"], initial, means["entropy"], self.target_entropy))
+        for name, value in means.items():
+            self.logger.record(f"train/{name}", value)
+
+    def _warn_once(self, hint: str | None) -> None:
+        """
+        :param hint: a warning that begins differently from others, None for nothing to say
+        """
+        if hint is not None and hint[:12] not in self._hints_given:
+            self._hints_given.add(hint[:12])
+            warnings.warn(hint, UserWarning, stacklevel=3)
 
     def learn(
         self: SelfSACV,
@@ -319,4 +416,245 @@ class SACV(Readings, Saving, Guarded):
     ) -> SelfSACV:
         """Train, see ``BaseAlgorithm.learn``."""
         check_autocast(self.device)
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        with contextlib.ExitStack() as ends:
+            vars(self)["_when_learn_ends"] = ends
+            ends.callback(vars(self).pop, "_when_learn_ends", None)
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        if self.check_finite:
+            self._finite_check.begin_step(self)
+        result = super()._setup_learn(*args, **kwargs)
+        if self.check_finite:
+            self._finite_check.check_first_observation(self)
+        return result
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if not self.check_finite:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        self._finite_check.begin_step(self)
+        try:
+            actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
+        except ValueError as error:
+            self._finite_check.explain_policy(self, error)
+            raise
+        self._finite_check.check_action(self, buffer_actions)
+        return actions, buffer_actions
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        if self.check_finite:
+            self._finite_check.check_transition(self, new_obs, reward, dones, infos)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    @classmethod
+    def load(
+        cls: type[SelfSACV],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSACV:
+        """
+        Load the model from a zip-file, see ``BaseAlgorithm.load``. ``ent_coef`` may be given anew: a value other than the
+        saved one takes effect, also from learned ("auto") to fixed (a number) and back. V was learned with the old
+        temperature and needs some updates to follow.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on
+            (can be None if you only need prediction from a trained model) has priority over any saved environment
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading.
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
+        :param kwargs: extra arguments to change the model when loading
+        :return: new model instance with loaded parameters
+        """
+        custom_objects = dict(custom_objects or {})
+        # The saved temperature is loaded as it was saved, then changed: SB3 fails on a temperature of the other kind
+        ent_coef = kwargs.pop("ent_coef", custom_objects.pop("ent_coef", None))
+        model: Any = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if ent_coef is not None and ent_coef != model.ent_coef:
+            model.ent_coef = ent_coef
+            model._setup_ent_coef()
+        return model
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary, see ``BaseAlgorithm.set_parameters``.
+
+        :param load_path_or_dict: path or file-like (see ``save``), or a copy of what ``get_parameters`` returned
+        :param exact_match: If True, the given parameters should include parameters for each module and each of their
+            parameters, otherwise raises an Exception.
+        :param device: Device on which the code should run.
+        """
+        if isinstance(load_path_or_dict, dict):
+            # PyTorch's optimizers keep the tensors they load, so that two models would share one state
+            load_path_or_dict = copy.deepcopy(load_path_or_dict)
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+    @classmethod
+    def from_sac(
+        cls: type[SelfSACV],
+        path_or_model: str | pathlib.Path | io.BufferedIOBase | SAC,
+        env: GymEnv | str | None = None,
+        *,
+        fit_value_steps: int = 5_000,
+        replay_buffer: ReplayBuffer | str | pathlib.Path | None = None,
+        **kwargs: Any,
+    ) -> SelfSACV:
+        """
+        Make a SACV of a model that SB3's ``SAC`` trained: its actor, critics and temperature with their optimizers, its
+        options, counters and transitions. V, which SAC does not have, is fitted to them before training continues; nothing else
+        is learned here. V̄ replaces SAC's target critics.
+
+        A replay buffer is shared with the SAC, not copied. Where it holds fewer than ``collect_steps`` transitions, the policy
+        acts in ``env`` until it does, and these steps are counted. ``learning_starts`` is 0 afterwards: the warm-up is over.
+
+        :param path_or_model: SAC model, or what ``SAC.save`` wrote (as with ``SAC.load``: open only files that you trust)
+        :param env: to continue in, wrapped in ``VecNormalize`` if the SAC was trained so; None takes the model's own
+        :param fit_value_steps: gradient steps that fit V
+        :param replay_buffer: transitions, or the path of what ``save_replay_buffer`` wrote (a pickle: only files that you
+            trust); None takes those that the model holds
+        :param kwargs: ``collect_steps`` (5,000), ``policy`` for a SAC with a policy class of its own, ``device``, and
+            arguments of this class instead of the SAC's
+        :return: the new model
+        :raises ValueError: if the model is no SAC, its policy has no counterpart, the environment does not fit, or there is
+            neither an environment nor a replay buffer to fit V on
+        """
+        fit: dict[str, Any] = dict(fit_value_steps=fit_value_steps, replay_buffer=replay_buffer)
+        return transfer.from_sac(cls, path_or_model, env, **fit, **kwargs)
+
+    def to_sac(self, policy: str | type[SACPolicy] | None = None) -> SAC:
+        """
+        Make a model of SB3's ``SAC`` that predicts the same and can train on, see ``transfer.to_sac``. The replay buffer and
+        the environment are shared, not copied: only one of the two models should train on.
+
+        :param policy: the policy class; None takes SB3's own that stands for this model's
+        :return: the SAC, whose target critics are copies of the critics
+        :raises ValueError: if the policy has no counterpart in SB3 and none is given
+        """
+        return transfer.to_sac(self, policy)
+
+    def predict_values(self, observation: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+        """
+        Soft state values V(s): what the policy is expected to collect from s on, Σ_k γ^k (r_{t+k} + α·H(π(·|s_{t+k}))),
+        k from 0 (Eq. 3 of the paper). Discounted by ``gamma``, entropy included (where ``action_prior`` is
+        not "uniform", minus the divergence from the prior instead), in the reward's scale after ``reward_scale`` and after
+        ``VecNormalize``.
+
+        :param observation: as ``predict`` takes it, one observation or a batch of n, normalized if the model was trained
+            with ``VecNormalize``
+        :return: shape (n,), or () for one observation
+        """
+        return predictions.values(self, observation)
+
+    def predict_q_values(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
+        """
+        Soft action values Q_i(s, a) of every critic, in the unit of ``predict_values``; they exclude the entropy at s itself.
+
+        :param observation: as ``predict`` takes it, one observation or a batch of n
+        :param actions: in the environment's own units, one for each observation, shape (n, *action_shape), or
+            action_shape for one observation
+        :return: shape (n, n_critics), or (n_critics,) for one observation
+        :raises ValueError: if the actions are out of the action space or not one for each observation
+        """
+        return predictions.q_values(self, observation, actions)
+
+    def action_log_prob(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
+        """
+        Log-density of actions under the policy, Eq. 21 of the paper with the Jacobian of the scaling to the
+        environment's units included: exp of it integrates to 1 over the action space, up to the 1e-6 inside the logarithm of
+        the squashing, which is felt where the policy is saturated (|a| > 0.999). At the very bounds, where the density of a
+        squashed Gaussian is a limit, the closest action inside counts.
+
+        :param observation: as ``predict`` takes it, one observation or a batch of n
+        :param actions: in the environment's own units, one for each observation, shape (n, *action_shape), or
+            action_shape for one observation
+        :return: nats, shape (n,), or () for one observation
+        :raises ValueError: if the actions are out of the action space or not one for each observation
+        """
+        return predictions.log_prob(self, observation, actions)
+
+    def entropy(self, observation: np.ndarray | dict[str, np.ndarray], n_samples: int = 128, seed: int = 0) -> np.ndarray:
+        """
+        Differential entropy of the policy over the squashed action in [-1, 1], a Monte Carlo estimate. Its random generator is its
+        own, so that the training's random numbers stay the same.
+
+        :param observation: as ``predict`` takes it, one observation or a batch of n
+        :param n_samples: sampled actions for each observation
+        :param seed: of the samples
+        :return: nats, shape (n,), or () for one observation
+        :raises ValueError: if ``n_samples`` is not a positive whole number
+        """
+        checks.check_whole_number("n_samples", n_samples, minimum=1)
+        return predictions.entropy(self, observation, n_samples, seed)
+
+    def save_checkpoint(self, folder: str | pathlib.Path) -> None:
+        """
+        Write the whole training to a folder, to continue from with ``load_checkpoint``: see ``checkpoint.save_checkpoint``, and
+        ``checkpoint.ResumableCheckpoint`` for doing so during ``learn()``.
+
+        :param folder: of the run
+        :raises CheckpointError: if it cannot be stored or written
+        """
+        checkpoint.save_checkpoint(self, folder)
+
+    def load_checkpoint(self, folder: str | pathlib.Path) -> bool:
+        """
+        Continue from the newest checkpoint of a folder: then ``learn(total - model.num_timesteps, reset_num_timesteps=False)``,
+        see ``checkpoint.load_checkpoint``.
+
+        :param folder: of the run
+        :return: whether every environment is exactly where it was, else new episodes begin
+        :raises CheckpointError: if there is none, it is damaged, or it is of another model
+        """
+        return checkpoint.load_checkpoint(self, folder)
+
+    def _excluded_save_params(self) -> list[str]:
+        own = ["_objective", "_finite_check", "_optimizer_step", "_executor", "_hints_given", "_when_learn_ends"]
+        return [*super()._excluded_save_params(), "value", "value_target", *own]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "value.optimizer"], variables
+
+
+@lru_cache(maxsize=16)
+def _scalar(value: float, device: th.device) -> th.Tensor:
+    """:return: the number as a tensor, of shape () and made once; a graph reads it like any input"""
+    # As exact as Python's number; without dimensions it does not promote what it is combined with
+    return th.tensor(value, dtype=th.float64, device=device)
+
+
+def _one_discount_and_horizon(
+    replay_buffer_class: type[ReplayBuffer] | None, replay_buffer_kwargs: dict[str, Any], gamma: float, n_steps: int
+) -> int:
+    """
+    :return: number of steps of the returns, also where an n-step buffer was given it
+    :raises ValueError: if model and n-step buffer were given different numbers, of which SB3 would use both
+    """
+    if not (isinstance(replay_buffer_class, type) and issubclass(replay_buffer_class, NStepReplayBuffer)):
+        return n_steps
+    own_steps = replay_buffer_kwargs.get("n_steps", n_steps if n_steps > 1 else 3)  # 3 is the buffer's default
+    for name, value, own in (
+        ("gamma", gamma, replay_buffer_kwargs.get("gamma", gamma)),
+        ("n_steps", n_steps, own_steps if n_steps > 1 else n_steps),
+    ):
+        if value != own:
+            raise ValueError(f"{name} is {value} for the model and {own} in replay_buffer_kwargs: give it once, to the model.")
+    return own_steps

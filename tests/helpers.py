@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
 from sb3_softvalue import SACV
-from sb3_softvalue.update import Batch
+from sb3_softvalue.objective import Batch
 
 # Both where a test can run with either
 MODEL_LIST = [SAC, SACV]

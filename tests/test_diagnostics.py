@@ -216,7 +216,7 @@ def test_chunks_change_nothing_but_the_draws(monkeypatch: pytest.MonkeyPatch) ->
     obs = np.linspace(-1.0, 1.0, 50, dtype=np.float32)[:, None]
     model = SACV("MlpPolicy", Bandit(), seed=0, **SMALL)
     whole = read_states(model, obs)
-    monkeypatch.setattr("sb3_softvalue.diagnostics.readings._CHUNK_BYTES", 7 * 4 * 4)
+    monkeypatch.setattr("sb3_softvalue.diagnostics.state_statistics._CHUNK_BYTES", 7 * 4 * 4)
     parts = read_states(model, obs)
     np.testing.assert_allclose(parts.values, whole.values, rtol=1e-6)
     assert parts.entropies.shape == (50,)

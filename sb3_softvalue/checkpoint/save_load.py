@@ -12,7 +12,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from sb3_softvalue.checkpoint import random_state, replay, state
 from sb3_softvalue.checkpoint.folder import CheckpointError, commit, is_checkpoint, lock, read_checkpoint, writing
 from sb3_softvalue.checks import check_whole_number
-from sb3_softvalue.guard.episodes import cut_open_episodes
+from sb3_softvalue.finite import truncate_open_episodes
 
 KEEP = 2
 
@@ -107,7 +107,7 @@ def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> bo
     if exactly:
         model._last_original_obs = state.to_arrays(tensors["last"]["_last_original_obs"])
     else:
-        cut_open_episodes(model.replay_buffer)
+        truncate_open_episodes(model.replay_buffer)
     random_state.set_global_states(content["random"])
     # With gSDE a rollout begins with a draw, which this one has made already: the callback puts back what came of it
     vars(model)["_rollout_begun"] = (content["random"], tensors["sde"]) if tensors["sde"] else None

@@ -2,7 +2,7 @@
 
 from sb3_softvalue.diagnostics.calibration import CALIBRATION_FILE, Calibration, evaluate_values
 from sb3_softvalue.diagnostics.callback import SoftValueDiagnostics
-from sb3_softvalue.diagnostics.readings import StateReadings, check_has_value, read_states, reward_scale, temperature
+from sb3_softvalue.diagnostics.state_statistics import StateStatistics, check_has_value, read_states, reward_scale, temperature
 from sb3_softvalue.diagnostics.recording import RECORDING_FILE, Recording
 from sb3_softvalue.diagnostics.returns import calibration_line, soft_returns
 from sb3_softvalue.diagnostics.state_space import Landscape, landscape
@@ -14,7 +14,7 @@ __all__ = [
     "Landscape",
     "Recording",
     "SoftValueDiagnostics",
-    "StateReadings",
+    "StateStatistics",
     "calibration_line",
     "check_has_value",
     "evaluate_values",

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_softvalue.diagnostics.observations import Observations, append, stack, take
-from sb3_softvalue.diagnostics.readings import StateReadings, check_has_value, read_states, reward_scale, temperature
+from sb3_softvalue.diagnostics.state_statistics import StateStatistics, check_has_value, read_states, reward_scale, temperature
 from sb3_softvalue.diagnostics.recording import RECORDING_FILE, Recording
 from sb3_softvalue.diagnostics.returns import Episode, calibration_line, collected_returns
 from sb3_softvalue.diagnostics.state_space import is_small_box, landscape
@@ -119,7 +119,7 @@ class SoftValueDiagnostics(BaseCallback):
         readings = read_states(self.model, states, self.n_samples, seed=len(self._rows))
         ent_coef = temperature(self.model)
         collected, tail_weights = collected_returns(rewards, readings, ent_coef, self.model.gamma, episode.truncated)
-        visited = StateReadings(*(reading[:-1] for reading in readings))
+        visited = StateStatistics(*(reading[:-1] for reading in readings))
         slope, bias = calibration_line(visited.values, collected)
         if episode.start < self.model.learning_starts:
             slope = bias = float("nan")
@@ -161,7 +161,7 @@ class SoftValueDiagnostics(BaseCallback):
         states = append(vec_normalize.normalize_obs(stack(episode.observations)), episode.final_observation)
         return states, vec_normalize.normalize_reward(rewards).astype(np.float64) * scale
 
-    def _keep_states(self, episode: Episode, readings: StateReadings, collected: np.ndarray) -> None:
+    def _keep_states(self, episode: Episode, readings: StateStatistics, collected: np.ndarray) -> None:
         """
         Keep some evenly spaced states of the episode, but of long runs not of every episode.
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sb3_softvalue.diagnostics.observations import Observations, stack
-from sb3_softvalue.diagnostics.readings import StateReadings
+from sb3_softvalue.diagnostics.state_statistics import StateStatistics
 
 
 def soft_returns(rewards: np.ndarray, bonuses: np.ndarray, ent_coef: float, gamma: float, final_value: float) -> np.ndarray:
@@ -16,7 +16,7 @@ def soft_returns(rewards: np.ndarray, bonuses: np.ndarray, ent_coef: float, gamm
     same expectation with less noise, and free of the bias that an action of an older policy or of the warm-up brings.
 
     :param rewards: as V sees them (after ``VecNormalize`` and ``reward_scale``), shape (length,)
-    :param bonuses: ``StateReadings.bonuses`` of the visited states in nats, shape (length,)
+    :param bonuses: ``StateStatistics.bonuses`` of the visited states in nats, shape (length,)
     :param ent_coef: α
     :param gamma: discount factor
     :param final_value: what follows the last step: V of the last observation where the episode was truncated, 0 where it
@@ -75,7 +75,7 @@ class Episode:
 
 
 def collected_returns(
-    rewards: np.ndarray, readings: StateReadings, ent_coef: float, gamma: float, truncated: bool
+    rewards: np.ndarray, readings: StateStatistics, ent_coef: float, gamma: float, truncated: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     :param rewards: as V sees them, shape (length,)

@@ -1,10 +1,10 @@
 """How an update runs: the choice between eager, compiled and CUDA graph, the optimizers' step, and the batches."""
 
 from sb3_softvalue.execution.batches import sample_batches
-from sb3_softvalue.execution.captured_actions import CapturedActions
-from sb3_softvalue.execution.choice import BREAK_EVEN_UPDATES, EXECUTIONS, check_autocast, updates_to_come
+from sb3_softvalue.execution.captured import CapturedActions
+from sb3_softvalue.execution.choice import BREAK_EVEN_UPDATES, EXECUTIONS, check_autocast, remaining_updates
 from sb3_softvalue.execution.executor import Executor
-from sb3_softvalue.execution.optimizers import OptimizerStep
+from sb3_softvalue.execution.optimizers import OptimizerStep, learned_params
 
 __all__ = [
     "BREAK_EVEN_UPDATES",
@@ -13,6 +13,7 @@ __all__ = [
     "Executor",
     "OptimizerStep",
     "check_autocast",
+    "learned_params",
+    "remaining_updates",
     "sample_batches",
-    "updates_to_come",
 ]

@@ -1,25 +1,25 @@
-"""Forward and backward pass of an update as one graph, traced from the reference and compiled by Inductor."""
+"""The gradients of an update as one graph of forward and backward pass, compiled on a CPU by ``torch.compile``.
 
+PyTorch's private interface in this file: ``torch._dynamo.config.trace_autograd_ops``, which lets PyTorch 2.11 to 2.13 trace
+``torch.autograd.grad``; without it nothing can be compiled there and updates run eagerly.
+"""
+
+import threading
+import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch as th
-from torch.func import functional_call
-from torch.fx import GraphModule
 
-from sb3_softvalue.execution.arguments import Arguments, Gradients, Scalars, signature
-from sb3_softvalue.execution.watched import Watched
-from sb3_softvalue.update import Batch, JointObjective, Temperature, objective_gradients
+from sb3_softvalue.objective import GradientFunction, Gradients, JointObjective, UpdateInputs, eager_gradients, map_tensors
 
-# A module whose attributes change at every step would be compiled at every step
-_MAX_GRAPHS = 8
-# Of Inductor; a version of PyTorch that does not know one does without
-_CPU_OPTIONS = {
+# Of Inductor; a version of PyTorch that does not know one runs without it
+_OPTIONS = {
     # Kernels called from C++: about a hundred calls from Python take as long as two layers of the network
     "cpp_wrapper": True,
-    # What calls the kernels needs no optimizing, and for two short files PyTorch's headers need no compiling of their own,
+    # What calls the kernels needs no optimization, and for two short files PyTorch's headers need no compilation of their own,
     # which takes longer than both
     "cpp_wrapper_build_separate": True,
     "cpp_cache_precompile_headers": False,
@@ -27,146 +27,71 @@ _CPU_OPTIONS = {
     # ten seconds on compiling a probe for each kind
     "cpp.vec_isa_ok": True,
 }
+# The compiler has global state while it traces
+_LOCK = threading.Lock()
 
 
 class CompiledGradients:
     """
-    Forward and backward pass as one compiled graph over the policy's own modules.
+    ``objective.eager_gradients``, compiled. Dynamo guards all that the graph has fixed: with another shape, module or
+    attribute it compiles another graph.
 
-    :param objective: the joint objective, whose modules neither draw random numbers nor change state
     :param mixed: whether the products between hidden layers are computed in bfloat16
     """
 
-    def __init__(self, objective: JointObjective, mixed: bool = False):
-        self.objective = objective
+    def __init__(self, mixed: bool = False):
         self.mixed = mixed
-        self._scalars = Scalars(next(objective.parameters()).device)
-        self._watched = Watched(objective, ())
-        self._compiled: dict[tuple[Any, ...], Callable[..., Sequence[Any]]] = {}
+        self._compiled: dict[bool, GradientFunction] = {}
 
     def __call__(
-        self,
-        params: Sequence[th.Tensor],
-        batch: Batch,
-        noise: th.Tensor | None,
-        temperature: Temperature,
-        reward_scale: float,
+        self, objective: JointObjective, params: Sequence[th.Tensor], inputs: UpdateInputs, update_actor: bool = True
     ) -> Gradients:
-        """See ``update.objective_gradients``."""
-        if not self._watched.are_current(params):
-            self._watched, self._compiled = Watched(self.objective, params), {}
-        arguments = Arguments(params, *self._scalars.of(batch, temperature, reward_scale), noise)
-        inputs = arguments.tensors()
-        constants = self._watched.constants
-        key = (self._watched.state(), *signature((*constants, *inputs)))
-        with th.no_grad():
-            if key in self._compiled:
-                *gradients, metrics = self._compiled[key](*params, *constants, *inputs)
-            else:
-                if len(self._compiled) == _MAX_GRAPHS:
-                    raise RuntimeError(f"shapes or modules have changed {_MAX_GRAPHS} times, each needs a graph of its own")
-                compiled = _compile(self.objective, arguments, self._watched, self.mixed)
-                with _quiet():
-                    *gradients, metrics = compiled(*params, *constants, *inputs)
-                self._compiled[key] = compiled
-        return gradients, metrics
+        """See ``objective.eager_gradients``."""
+        compiled = self._compiled.get(update_actor)
+        if compiled is not None:
+            return compiled(objective, params, inputs, update_actor)
+        with tracing():
+            compiled = compile_gradients(options=_options(inputs, self.mixed))
+            gradients = compiled(objective, params, inputs, update_actor)
+        self._compiled[update_actor] = compiled
+        return gradients
+
+
+def compile_gradients(**how: Any) -> GradientFunction:
+    """
+    :param how: keywords of ``torch.compile``
+    :return: ``objective.eager_gradients``, to be compiled when it is first called
+    """
+    reference = eager_gradients
+    # Graphs are kept with the code object: one of its own for each model, so that they do not count together nor outlive it
+    own = types.FunctionType(reference.__code__.replace(), reference.__globals__, reference.__name__, reference.__defaults__)
+    return th.compile(own, fullgraph=True, dynamic=False, **how)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The compiler's own warnings are not the user's business, least of all where warnings are errors."""
-    with warnings.catch_warnings():
+def tracing() -> Iterator[None]:
+    """One at a time, with ``torch.autograd.grad`` inside the graph, and without the compiler's internal warnings."""
+    import torch._dynamo
+
+    config: Any = torch._dynamo.config
+    traces = config.patch(trace_autograd_ops=True) if hasattr(config, "trace_autograd_ops") else nullcontext()
+    with _LOCK, traces, warnings.catch_warnings():
+        # They would be errors where warnings are
         warnings.simplefilter("ignore")
         yield
 
 
-def _compile(objective: JointObjective, arguments: Arguments, watched: Watched, mixed: bool) -> Callable[..., Sequence[Any]]:
-    """
-    Trace ``update.objective_gradients`` to one graph of forward and backward pass, and compile it.
+def _options(inputs: UpdateInputs, mixed: bool) -> dict[str, Any]:
+    """:return: options of Inductor"""
+    import torch._inductor
 
-    :param objective: the joint objective
-    :param arguments: shapes and structure to compile for
-    :param watched: the objective's constant tensors
-    :param mixed: whether the products between hidden layers are computed in bfloat16
-    :return: function of (parameters, constants, ``arguments.tensors()``), all flat, that gives gradients and metrics, flat
-    """
-    names = [watched.names.get(id(param)) for param in arguments.params]
-    inputs: list[th.Tensor] = [*arguments.params, *watched.constants, *arguments.tensors()]
-    graph = _trace(objective, arguments, watched.constant_names, names, inputs)
-    with _quiet():
-        # These import the compiler, which takes a second
-        import torch._inductor
+    from sb3_softvalue.execution.graph_pass import Bf16MatmulPass, MatmulRewritePass
 
-        from sb3_softvalue.execution.fusion import CheapProducts
-        from sb3_softvalue.execution.mixed import SMALLEST_SIDE, MixedProducts, rounds_anything
-        from sb3_softvalue.execution.parts import Parts
-
-    # Not th.compile: its frontend would trace the graph again, and look at every input again at each call
-    if arguments.reward_scale.device.type == "cuda":
-        # The temperature's gradient comes out of the actor's
-        owners = [*("actor" if name is None else name.partition(".")[0] for name in names), None]
-        with _quiet():
-            return Parts(graph, owners, torch._inductor.compile)
-    known = torch._inductor.config.get_config_copy()
-    options: dict[str, Any] = {name: value for name, value in _CPU_OPTIONS.items() if name in known}
-    options["post_grad_custom_post_pass"] = CheapProducts()
+    known = torch._inductor.list_options()
+    options: dict[str, Any] = {name: value for name, value in _OPTIONS.items() if name in known}
+    options["post_grad_custom_post_pass"] = MatmulRewritePass()
     if mixed:
-        observed = set(map(id, arguments.batch.observation_leaves()))
-        observations = [index for index, tensor in enumerate(inputs) if id(tensor) in observed]
-        if not rounds_anything(graph.graph, observations):
-            warnings.warn(
-                f"execution='mixed' is the same as 'compiled' here: no product between hidden layers has {SMALLEST_SIDE} or "
-                "more units on both of its sides and as many transitions in a batch.",
-                stacklevel=2,
-            )
-        options["post_grad_custom_post_pass"] = MixedProducts(observations)
-    with _quiet():
-        return torch._inductor.compile(graph, [tensor.detach() for tensor in inputs], options=options)
-
-
-@_quiet()
-def _trace(
-    objective: JointObjective,
-    arguments: Arguments,
-    constant_names: Sequence[str],
-    names: Sequence[str | None],
-    inputs: Sequence[th.Tensor],
-) -> GraphModule:
-    """
-    :param objective: the joint objective
-    :param arguments: shapes and structure to trace
-    :param constant_names: of the tensors that the objective reads and does not learn
-    :param names: of the parameters inside the objective; None for one that is not in it
-    :param inputs: parameters, constants and ``arguments.tensors()``
-    :return: forward and backward pass in ATen operators, a function of ``inputs``
-    """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    n_params, n_constants = len(arguments.params), len(constant_names)
-
-    def gradients(*tensors: th.Tensor) -> list[th.Tensor | None]:
-        params = [tensor.detach().requires_grad_() for tensor in tensors[:n_params]]
-        constants = dict(zip(constant_names, tensors[n_params : n_params + n_constants], strict=True))
-        networks = {name: param for name, param in zip(names, params, strict=True) if name is not None}
-        inner = arguments.with_tensors(params, tensors[n_params + n_constants :])
-
-        def total(*args: Any) -> Any:
-            tensors = networks | constants
-            before = dict(tensors)
-            # Tied weights: a shared extractor is one module under several names, which functional_call would fail to restore
-            result = functional_call(objective, tensors, args, tie_weights=False)
-            for name, tensor in tensors.items():  # as the modules have left them
-                if tensor is not before[name]:
-                    raise RuntimeError(f"{name} is replaced inside the network")
-            return result
-
-        result, metrics = objective_gradients(total, params, inner.batch, inner.noise, inner.temperature, inner.reward_scale)
-        return [*result, metrics]
-
-    # Traced on fake tensors: code that looks at a tensor's value fails here instead of being fixed to what it saw
-    with th.enable_grad():
-        graph = make_fx(gradients, tracing_mode="fake")(*[tensor.detach() for tensor in inputs])
-    for node in graph.graph.nodes:
-        if th.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise RuntimeError(f"{node.target} draws random numbers inside the network")
-    return graph
+        shapes: set[tuple[int, ...]] = set()
+        map_tensors(lambda tensor: shapes.add(tuple(tensor.shape)), inputs)
+        options["post_grad_custom_post_pass"] = Bf16MatmulPass(frozenset(shapes))
+    return options

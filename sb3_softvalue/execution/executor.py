@@ -1,110 +1,184 @@
-"""Computes the gradients of an update in the way that was chosen.
+"""Computes the gradients of an update in the way that was chosen."""
 
-All executions evaluate ``update.JointObjective``; none of them changes any state, so that a failing compiler or a warm-up
-leaves the model as it was.
-"""
+import random
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
+import numpy as np
 import torch as th
 
-from sb3_softvalue.execution.arguments import GradientFunction, Gradients
-from sb3_softvalue.execution.choice import check_autocast, choose, repay
+from sb3_softvalue.execution.captured import CapturedGradients
+from sb3_softvalue.execution.choice import amortizes, check_autocast, choose
 from sb3_softvalue.execution.compiled import CompiledGradients
-from sb3_softvalue.execution.cuda_graph import CudaGraphGradients
-from sb3_softvalue.execution.products import FastProducts
-from sb3_softvalue.update import Batch, JointObjective, Temperature, objective_gradients
+from sb3_softvalue.execution.matmul import PreferOneDNN
+from sb3_softvalue.objective import (
+    GradientFunction,
+    Gradients,
+    JointObjective,
+    UpdateInputs,
+    draws_own_noise,
+    eager_gradients,
+)
 
 
 class Executor:
     """
-    Computes gradients in the way that was chosen, and keeps to it.
+    Chooses how updates run, and keeps to it. A copy begins without compiled functions.
 
     :param requested: one of ``EXECUTIONS``
-    :param objective: the joint objective
-    :param device: of the networks
-    :param resolved: what an earlier run of the same model was executed by, None if nothing was run
-    :param announce: called with one line when "auto" has chosen
+    :param verbose: whether to print what "auto" has chosen
+    :param resolved: what updates of the same model were executed by before; None before the first
     """
 
-    def __init__(
-        self,
-        requested: str,
-        objective: JointObjective,
-        device: th.device,
-        resolved: str | None = None,
-        announce: Callable[[str], None] = print,
-    ):
+    def __init__(self, requested: str, verbose: bool = False, resolved: str | None = None):
         self.requested = requested
-        self.objective = objective
-        self.device = device
+        self.verbose = verbose
         self.resolved = resolved
-        self._announce = announce
+        self._reset()
+
+    def _reset(self) -> None:
+        """Without compiled functions."""
         self._gradients: GradientFunction | None = None
         self._settled = False
-        self._products = FastProducts()
+        self._is_observed = False
+        self._matmul: tuple[Any, PreferOneDNN] | None = None
 
-    def prepare(self, n_updates: float) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        return {"requested": self.requested, "verbose": self.verbose, "resolved": self.resolved}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._reset()
+
+    def prepare(self, device: th.device, n_updates: float) -> None:
         """
         Choose the execution of the coming gradient steps.
 
+        :param device: of the networks
         :param n_updates: gradient steps that the model has done and will do in this ``learn()``
-        :raises ValueError: if the execution was asked for explicitly and cannot be had
+        :raises ValueError: if the execution was requested explicitly and this machine cannot run it
         :raises RuntimeError: inside ``torch.autocast``
         """
-        check_autocast(self.device)
-        if self._settled or (self._gradients is not None and not repay(n_updates)):
+        check_autocast(device)
+        if self._settled or (self._gradients is not None and not amortizes(n_updates)):
             return
-        choice = choose(self.requested, self.objective, self.device, n_updates, self.resolved)
+        choice = choose(self.requested, device, n_updates, self.resolved)
         if self._gradients is None or choice.execution != self.resolved:
             if self.requested == "auto":
                 self._announce(f"Update executed by {choice.execution!r}: {choice.reason}")
-            self._use(choice.execution)
-        # Only "auto" on its eager way may still change its mind
-        self._settled = choice.execution != "eager" or self.requested == "eager" or repay(n_updates)
+            self._use(choice.execution, device)
+        # Only "auto" running eagerly may still change its mind
+        self._settled = choice.execution != "eager" or self.requested == "eager" or amortizes(n_updates)
 
-    def _use(self, execution: str) -> None:
+    def _use(self, execution: str, device: th.device) -> None:
         """
         :param execution: one of ``EXECUTIONS`` but "auto"
         """
         self.resolved = execution
-        if execution in ("compiled", "mixed"):
-            self._gradients = CompiledGradients(self.objective, execution == "mixed")
-            if self.device.type == "cuda":
-                # Launched from Python one by one, its kernels would take longer to launch than to run
-                self._gradients = CudaGraphGradients(self.objective, self._gradients)
-        elif execution == "cuda_graph":
-            self._gradients = CudaGraphGradients(self.objective)
+        self._is_observed = False
+        if execution == "eager":
+            self._gradients = eager_gradients
+        elif device.type == "cuda":
+            # Launched from Python one by one, also compiled kernels would take longer to launch than to run
+            self._gradients = CapturedGradients(compiled=execution == "compiled")
         else:
-            self._gradients = partial(objective_gradients, self.objective)
+            self._gradients = CompiledGradients(mixed=execution == "mixed")
 
     def __call__(
-        self,
-        params: Sequence[th.Tensor],
-        batch: Batch,
-        noise: th.Tensor | None,
-        temperature: Temperature,
-        reward_scale: float,
+        self, objective: JointObjective, params: Sequence[th.Tensor], inputs: UpdateInputs, update_actor: bool = True
     ) -> Gradients:
         """
-        See ``update.objective_gradients``.
+        See ``objective.eager_gradients``.
 
-        :raises RuntimeError: if the execution was asked for explicitly and its preparation fails
+        :raises ValueError: if the execution was requested explicitly and the networks cannot be traced
+        :raises RuntimeError: if it was requested explicitly and its preparation fails
         """
         assert self._gradients is not None, "prepare() comes first"
-        try:
-            with self._products:
-                return self._gradients(params, batch, noise, temperature, reward_scale)
-        except Warning:  # where the user has made errors of them
-            raise
-        except Exception as error:
-            if self.resolved == "eager":
-                raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if self.requested != "auto":
-                message = f"execution={self.requested!r} failed, use execution='auto' or 'eager': {reason}"
-                raise RuntimeError(message) from error
-            self._announce(f"Update executed by 'eager': {self.resolved!r} failed with {reason}")
-            self._use("eager")
-            return self(params, batch, noise, temperature, reward_scale)
+        with self._fast_matmul(objective, len(inputs.batch.rewards)):
+            if self.resolved == "eager" or _has_hooks(objective, params):
+                return eager_gradients(objective, params, inputs, update_actor)
+            if not self._is_observed:
+                # The first update runs eagerly, to see whether it does anything that a graph would not repeat
+                gradients, problem = _observed_gradients(objective, params, inputs, update_actor)
+                self._is_observed = True
+                if problem is not None:
+                    self._fall_back(problem, ValueError(f"execution={self.requested!r} is not possible: {problem}"))
+                return gradients
+            try:
+                return self._gradients(objective, params, inputs, update_actor)
+            except Exception as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self._fall_back(f"{self.resolved!r} failed with {reason}", error)
+                return eager_gradients(objective, params, inputs, update_actor)
+
+    def _fall_back(self, reason: str, error: Exception) -> None:
+        """
+        Continue eagerly.
+
+        :param reason: why, the rest of a sentence
+        :param error: what made it necessary
+        :raises RuntimeError: if another execution was requested explicitly
+        """
+        if self.requested != "auto":
+            if isinstance(error, ValueError):
+                raise ValueError(f"{error}; use execution='auto' or 'eager'.")
+            raise RuntimeError(f"execution={self.requested!r} failed, use execution='auto' or 'eager': {reason}") from error
+        self.resolved, self._gradients = "eager", eager_gradients
+        warnings.warn(f"SACV continues with execution='eager': {reason}.", stacklevel=2)
+
+    def _fast_matmul(self, objective: JointObjective, batch_size: int) -> PreferOneDNN:
+        """:return: the context in which the products run, made anew for another objective or batch size"""
+        key = objective, batch_size
+        if self._matmul is None or self._matmul[0] != key:
+            self._matmul = key, PreferOneDNN(objective, batch_size)
+        return self._matmul[1]
+
+    def _announce(self, line: str) -> None:
+        if self.verbose:
+            print(line)
+
+
+def _has_hooks(objective: JointObjective, params: Sequence[th.Tensor]) -> bool:
+    """:return: whether the user's hooks run in forward or backward pass, which a graph from before them would leave out"""
+    return any(param._backward_hooks for param in params) or any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in objective.modules()
+    )
+
+
+def _observed_gradients(
+    objective: JointObjective, params: Sequence[th.Tensor], inputs: UpdateInputs, update_actor: bool
+) -> tuple[Gradients, str | None]:
+    """
+    :return: the gradients, and what the networks do that a compiled or captured graph would not repeat, as the rest of a
+        sentence; None if nothing
+    """
+    if objective.actor.use_sde:
+        problem = "gSDE draws its noise inside the network"
+    elif draws_own_noise(objective.actor):
+        problem = f"{type(objective.actor).__name__} overrides action_log_prob"
+    else:
+        problem = None
+    generators = {"NumPy": _numpy_state, "Python": random.getstate, "PyTorch": _torch_state}
+    before = {name: state() for name, state in generators.items()}
+    versions = [(id(buffer), buffer._version) for buffer in objective.buffers()]
+    gradients = eager_gradients(objective, params, inputs, update_actor)
+    drawn = [name for name, state in generators.items() if state() != before[name]]
+    if problem is None and drawn:
+        problem = f"a network draws random numbers ({', '.join(drawn)})"
+    if problem is None and [(id(buffer), buffer._version) for buffer in objective.buffers()] != versions:
+        problem = "a network changes its buffers, as batch normalization does"
+    return gradients, problem
+
+
+def _numpy_state() -> Any:
+    """:return: of NumPy's global generator, comparable"""
+    _, keys, position, *_ = np.random.get_state()
+    return keys.tobytes(), position  # type: ignore[union-attr]  # an array, not a dict, of the legacy generator
+
+
+def _torch_state() -> Any:
+    """:return: of PyTorch's global generators, comparable"""
+    states = [th.get_rng_state(), *(th.cuda.get_rng_state_all() if th.cuda.is_available() else [])]
+    return [state.numpy().tobytes() for state in states]

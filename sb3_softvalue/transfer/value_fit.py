@@ -5,7 +5,8 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
-from sb3_softvalue import equations, update
+from sb3_softvalue import equations
+from sb3_softvalue.objective import sample_actions
 
 # How often the progress of a fit is printed
 _REPORTS = 10
@@ -52,8 +53,7 @@ def value_targets(model: Any, observations: th.Tensor | dict[str, th.Tensor]) ->
     """
     if model.use_sde:
         model.actor.reset_noise()
-    actions, log_prob = update.sample_actions(model.actor, observations, None)
+    actions, log_prob = sample_actions(model.actor, observations, None)
     log_prior = equations.action_log_prior(model.action_prior, actions)
-    ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp()
     min_q_values = equations.min_over_critics(model.critic(observations, actions))
-    return equations.soft_value_target(min_q_values, log_prob, ent_coef, log_prior)
+    return equations.soft_value_target(min_q_values, log_prob, model.temperature().ent_coef, log_prior)

@@ -14,7 +14,7 @@ from sb3_softvalue.sacv import SACV
 _CHUNK_BYTES = 32 * 1024**2
 
 
-class StateReadings(NamedTuple):
+class StateStatistics(NamedTuple):
     """What the networks say of n states, each of shape (n,), float64."""
 
     values: np.ndarray
@@ -34,8 +34,7 @@ def temperature(model: SACV) -> float:
     :param model: with a learned or a fixed temperature
     :return: the present α
     """
-    ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp()
-    return float(ent_coef.item())
+    return float(model.temperature().ent_coef)
 
 
 def reward_scale(model: SACV) -> float:
@@ -47,7 +46,7 @@ def reward_scale(model: SACV) -> float:
     return float(scale(model._current_progress_remaining) if callable(scale) else scale)
 
 
-def read_states(model: SACV, observations: Observations, n_samples: int = 4, seed: int = 0) -> StateReadings:
+def read_states(model: SACV, observations: Observations, n_samples: int = 4, seed: int = 0) -> StateStatistics:
     """
     Evaluate all networks on many states. The sampled actions come from a random generator of their own, so that reading
     does not change the training that goes on.
@@ -67,14 +66,14 @@ def read_states(model: SACV, observations: Observations, n_samples: int = 4, see
     for start in range(0, n_states, n_rows):
         obs, _ = model.policy.obs_to_tensor(take(observations, slice(start, start + n_rows)))
         chunks.append(_read_chunk(model, obs, n_samples, generator))
-    return StateReadings(*th.cat(chunks, dim=1).double().cpu().numpy())
+    return StateStatistics(*th.cat(chunks, dim=1).double().cpu().numpy())
 
 
 @th.no_grad()
 def _read_chunk(model: SACV, obs: PyTorchObs, n_samples: int, generator: th.Generator) -> th.Tensor:
     """
     :param obs: batch of n on the model's device
-    :return: the fields of ``StateReadings``, shape (5, n)
+    :return: the fields of ``StateStatistics``, shape (5, n)
     """
     policy = model.policy
     gaussian = policy.action_distribution(obs)

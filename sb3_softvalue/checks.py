@@ -1,0 +1,374 @@
+"""What would fail late or obscurely, refused in one sentence before any work starts; and hints about what goes wrong slowly."""
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import TrainFreq
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+from stable_baselines3.sac.sac import SAC
+from torch import nn
+
+from sb3_softvalue.equations import ACTION_PRIORS
+from sb3_softvalue.execution import EXECUTIONS
+from sb3_softvalue.policies import CnnPolicy, MultiInputPolicy
+
+# Pixels that the three convolutions of SB3's NatureCNN need
+_SMALLEST_IMAGE = 36
+# Beyond these a hint is given. Actions: width of a bound in the environment's unit. Rewards: what Q has to reach, from
+# zero, in steps of the size of a learning rate. Temperature: growth from its initial value.
+_WIDEST_ACTION = 2_000.0
+_LARGEST_VALUE = 20_000.0
+_LARGEST_GROWTH = 1_000.0
+
+
+def check_options(model: SAC) -> None:
+    """
+    :param model: SACV before its networks are built
+    :raises ValueError: if an option has a value that cannot work
+    """
+    option = vars(model)
+    initial_ent_coef(model.ent_coef)
+    for name in ("target_update_interval", "policy_delay", "batch_size", "buffer_size", "n_steps", "_stats_window_size"):
+        check_whole_number(name.removeprefix("_"), option[name], minimum=1)
+    # A negative number of gradient steps: as many as steps were taken
+    check_whole_number("gradient_steps", model.gradient_steps, minimum=-1)
+    if not _is_number(model.learning_starts):
+        raise ValueError(f"learning_starts must be a number of steps, got {model.learning_starts!r}.")
+    if model.seed is not None:
+        check_whole_number("seed", model.seed, minimum=0)
+        if model.seed >= 2**32:
+            raise ValueError(f"seed must be less than 2**32, got {model.seed!r}.")
+    for name in ("tau", "gamma"):
+        if not _is_number(option[name]) or not 0.0 <= option[name] <= 1.0:
+            raise ValueError(f"{name} must lie between 0 and 1, got {option[name]!r}.")
+    norm = option["max_grad_norm"]
+    if norm is not None and not (_is_number(norm) and norm > 0.0):
+        raise ValueError(f"max_grad_norm must be a positive number, got {norm!r}: use None for no clipping.")
+    for name, choices in (("action_prior", ACTION_PRIORS), ("execution", EXECUTIONS)):
+        if option[name] not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {option[name]!r}.")
+    for name in ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate"):
+        if name == "learning_rate" or option[name] is not None:
+            _check_number_or_schedule(name, option[name], "not negative", lambda value: value >= 0.0)
+    _check_number_or_schedule("reward_scale", option["reward_scale"], "positive", lambda value: value > 0.0)
+    _check_train_freq(model.train_freq, model.n_envs)
+    _check_action_noise(model.action_noise, model.action_space)
+    _check_policy_kwargs(model)
+    _check_replay_buffer(model)
+
+
+def check_arguments(device: th.device | str, **dicts: Any) -> None:
+    """
+    Look at what SB3's constructors use at once.
+
+    :raises ValueError: if PyTorch has no such device
+    :raises TypeError: if what holds keywords is no dict
+    """
+    for name, value in dicts.items():
+        if value is not None and not isinstance(value, dict):
+            raise TypeError(f"{name} must be a dict of keyword arguments, got {value!r}.")
+    try:
+        th.device("cpu" if device == "auto" else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another that PyTorch knows, got {device!r}.") from error
+
+
+def initial_ent_coef(ent_coef: str | float) -> float:
+    """
+    :param ent_coef: a number, "auto" or "auto_<initial value>"
+    :return: the temperature to start with
+    :raises ValueError: if it is none of these
+    """
+    text = str(ent_coef)
+    learned = isinstance(ent_coef, str) and text.startswith("auto")
+    try:
+        value = 1.0 if text == "auto" else float(text.removeprefix("auto_"))
+    except ValueError as error:
+        raise ValueError(f"ent_coef must be a number, 'auto' or 'auto_<initial value>', got {ent_coef!r}.") from error
+    # AssertionError as in SAC
+    assert not learned or value > 0.0, f"The initial value of ent_coef must be greater than 0, got {ent_coef!r}."
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"ent_coef must be finite and not negative, got {ent_coef!r}: use 0 for no entropy bonus.")
+    return value
+
+
+def target_entropy(value: Any, action_space: spaces.Space) -> float:
+    """
+    :param value: "auto" or a number
+    :param action_space: of the environment
+    :return: in nats
+    :raises ValueError: if it is not a finite number
+    """
+    if value == "auto":
+        return -float(np.prod(action_space.shape or ()))
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"target_entropy must be a finite number or 'auto', got {value!r}.")
+    return number
+
+
+def check_whole_number(name: str, value: Any, minimum: int) -> None:
+    """
+    :raises ValueError: if it is not a whole number of at least ``minimum``
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    """:return: whether it is a finite number, Python's or NumPy's"""
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _check_number_or_schedule(name: str, value: Any, expected: str, is_valid: Callable[[float], bool]) -> None:
+    """
+    :raises ValueError: if it is neither a schedule nor a valid number
+    """
+    if not callable(value) and not (_is_number(value) and is_valid(value)):
+        raise ValueError(
+            f"{name} must be a number that is {expected}, or a schedule of the remaining progress, got {value!r}."
+        )
+
+
+def _check_train_freq(train_freq: Any, n_envs: int) -> None:
+    """
+    :raises ValueError: if it is neither a number of steps nor a pair of a number and its unit
+    :raises AssertionError: if it counts episodes of several environments, which SB3 says when ``learn()`` has begun
+    """
+    if isinstance(train_freq, TrainFreq):  # of a model that was loaded
+        return
+    frequency, unit = train_freq if isinstance(train_freq, tuple) and len(train_freq) == 2 else (train_freq, "step")
+    is_whole = isinstance(frequency, int) and not isinstance(frequency, bool)
+    if not is_whole or frequency < 1 or unit not in ("step", "episode"):
+        raise ValueError(
+            "train_freq must be a whole number of steps of at least 1, or such a number and its unit as in (1, 'episode') "
+            f"or (4, 'step'), got {train_freq!r}."
+        )
+    assert unit == "step" or n_envs == 1, (
+        f"train_freq={train_freq!r} counts the episodes of one environment, and there are {n_envs}: use steps, or one environment."
+    )
+
+
+def _check_action_noise(action_noise: Any, action_space: spaces.Space) -> None:
+    """
+    :raises ValueError: if it is none, or SB3's for other actions
+    """
+    if action_noise is not None and not isinstance(action_noise, ActionNoise):
+        raise ValueError(
+            "action_noise must be None or an ActionNoise of stable_baselines3.common.noise such as NormalActionNoise, "
+            f"got {action_noise!r}."
+        )
+    noise = getattr(action_noise, "base_noise", action_noise)
+    if isinstance(noise, (NormalActionNoise, OrnsteinUhlenbeckActionNoise)):
+        shape = np.shape(noise._mu + noise._sigma)
+        if shape not in ((), (1,), action_space.shape):
+            raise ValueError(f"action_noise must have the shape of an action, {action_space.shape}, got {shape}.")
+
+
+def _check_policy_kwargs(model: SAC) -> None:
+    """
+    :raises ValueError: if an argument cannot work, or the policy's own features extractor cannot read the observations
+    """
+    kwargs, space = model.policy_kwargs, model.observation_space
+    optimizer_class, activation_fn = kwargs.get("optimizer_class", th.optim.Adam), kwargs.get("activation_fn", nn.ReLU)
+    if isinstance(optimizer_class, str):
+        raise ValueError(f"optimizer_class must be a class such as torch.optim.Adam, got {optimizer_class!r}.")
+    if isinstance(activation_fn, nn.Module):
+        raise ValueError(f"activation_fn must be a class such as torch.nn.Tanh, got an instance, {activation_fn!r}.")
+    closure = inspect.signature(getattr(optimizer_class, "step", len)).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer_class must step from gradients alone and {optimizer_class.__name__} needs a closure: use Adam."
+        )
+    net_arch = kwargs.get("net_arch")
+    for sizes in net_arch.values() if isinstance(net_arch, dict) else (net_arch,) if net_arch is not None else ():
+        if not isinstance(sizes, (list, tuple)) or not all(_is_number(size) and size >= 1 for size in sizes):
+            raise ValueError(f"net_arch must be a list of layer sizes, or such lists for 'pi' and 'qf', got {net_arch!r}.")
+    if "features_extractor_class" in kwargs:
+        return
+    if issubclass(model.policy_class, MultiInputPolicy) and not isinstance(space, spaces.Dict):
+        raise ValueError(f"MultiInputPolicy needs Dict observations, got {space}: use MlpPolicy or CnnPolicy.")
+    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {}
+    for key in parts:
+        if "." in key or not key or hasattr(nn.ModuleDict, key):
+            raise ValueError(f"An observation cannot be called {key!r}, which no PyTorch module can be: rename the key.")
+    if issubclass(model.policy_class, CnnPolicy):
+        parts = {"": space}
+    for part in parts.values():
+        is_image = is_image_space(part, check_channels=False, normalized_image=not kwargs.get("normalize_images", True))
+        if is_image and min((part.shape or (0,))[1:], default=0) < _SMALLEST_IMAGE:
+            raise ValueError(
+                f"SB3's network for images needs {_SMALLEST_IMAGE} by {_SMALLEST_IMAGE} pixels or more, got {part}: make "
+                "them larger, flatten them, or give a features_extractor_class."
+            )
+
+
+def _check_replay_buffer(model: SAC) -> None:
+    """
+    :raises ValueError: if SB3's buffers cannot do what they are asked together
+    """
+    kwargs, buffer_class = model.replay_buffer_kwargs, model.replay_buffer_class
+    is_dict = isinstance(model.observation_space, spaces.Dict)
+    if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, ReplayBuffer)):
+        raise ValueError(f"replay_buffer_class must be a subclass of SB3's ReplayBuffer, got {buffer_class!r}.")
+    if buffer_class is not None and issubclass(buffer_class, DictReplayBuffer) and not is_dict:
+        raise ValueError(f"{buffer_class.__name__} needs Dict observations, got {model.observation_space}.")
+    if is_dict and model.n_steps > 1 and buffer_class is None:
+        raise ValueError("n_steps must be 1 where observations are a Dict: SB3 has no n-step replay buffer for them.")
+    if model.optimize_memory_usage:
+        if is_dict or issubclass(buffer_class or object, (DictReplayBuffer, NStepReplayBuffer)) or model.n_steps > 1:
+            raise ValueError(
+                "optimize_memory_usage must be False with Dict observations, HER or n_steps over 1: SB3's replay buffers "
+                "cannot do both."
+            )
+        if buffer_class is None and kwargs.get("handle_timeout_termination", True):
+            raise ValueError(
+                "optimize_memory_usage needs replay_buffer_kwargs=dict(handle_timeout_termination=False): SB3's replay buffer "
+                "cannot do both."
+            )
+        if model.buffer_size // model.n_envs < 2:
+            raise ValueError(
+                f"buffer_size must be at least {2 * model.n_envs}, two transitions of each environment, with "
+                f"optimize_memory_usage, got {model.buffer_size!r}: one of them is always half overwritten."
+            )
+
+
+def check_spaces(env: Any) -> None:
+    """
+    :param env: an environment, before SB3 wraps it
+    :raises AssertionError: if its actions are no bounded Box of real numbers, as SB3's where it has one
+    :raises ValueError: if no network can read its observations
+    """
+    _check_action_space(env.action_space)
+    space = env.observation_space
+    if isinstance(space, spaces.Dict) and not space.spaces:
+        raise ValueError(f"Observations must have at least one key, got {space}.")
+    for part in space.spaces.values() if isinstance(space, spaces.Dict) else (space,):
+        _check_observation_space(part)
+
+
+def _check_observation_space(space: spaces.Space) -> None:
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise ValueError(
+            f"SACV reads Box, Discrete, MultiDiscrete and MultiBinary observations and a flat Dict of these, got {space}: "
+            "change them with a gymnasium.ObservationWrapper such as FlattenObservation."
+        )
+    if isinstance(space, spaces.Box) and not space.shape:
+        raise ValueError(f"Observations must have an axis, got {space}: use gymnasium.wrappers.ReshapeObservation.")
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:
+        raise ValueError(f"SB3 encodes MultiDiscrete observations of one axis, got {space}: flatten them.")
+    if 0 in (space.shape or ()):
+        raise ValueError(f"Observations must have at least one number, got {space}.")
+    if np.any(getattr(space, "start", 0)):
+        raise ValueError(f"{space} must begin at 0, which is how SB3 encodes it: subtract its start from the observations.")
+
+
+def _check_action_space(space: spaces.Space) -> None:
+    assert isinstance(space, spaces.Box), (
+        f"SACV needs continuous actions (a Box action space) but the environment has {space}: "
+        "use DQN or PPO for Discrete, PPO or A2C for MultiDiscrete and MultiBinary actions."
+    )
+    assert np.issubdtype(space.dtype, np.floating), (
+        f"SACV's actions are real numbers and would be cut off to whole ones in {space}: give its Box dtype=np.float32."
+    )
+    assert np.all(np.isfinite(space.low)) and np.all(np.isfinite(space.high)), (
+        f"SACV squashes actions into finite bounds but the environment has {space}: give its Box finite low and high, "
+        "for instance with gymnasium.wrappers.TransformAction."
+    )
+    with np.errstate(over="ignore"):
+        width = space.high - space.low
+    assert np.all(np.isfinite(width)), (
+        f"SACV scales actions by the width of their bounds, which is too large for {space.dtype} in {space}: "
+        "give its Box bounds that the environment needs."
+    )
+    assert 0 not in space.shape, f"SACV needs at least one action but the environment has {space}."
+    assert np.all(space.low < space.high), (
+        f"SACV scales actions from their bounds but the environment has {space}, where a lower bound is not below its "
+        "upper one: leave out the dimension that cannot vary."
+    )
+
+
+def check_wrappers(env: VecEnv) -> VecEnv:
+    """
+    :param env: as the model has it
+    :return: the same
+    :raises ValueError: if the observations before normalising, which the replay buffer holds, are none that the model reads
+    """
+    wrapper = env
+    while isinstance(wrapper, VecEnvWrapper):
+        if isinstance(wrapper, VecNormalize):
+            if wrapper.observation_space != env.observation_space:
+                raise ValueError(
+                    f"VecNormalize gives {wrapper.observation_space} and the model reads {env.observation_space}, but SB3's "
+                    "replay buffer holds what VecNormalize was given: put it around the wrappers that change observations, as "
+                    "in VecNormalize(VecTransposeImage(env), norm_obs=False)."
+                )
+            if isinstance(wrapper.observation_space, spaces.Discrete):
+                raise ValueError(
+                    f"SB3's replay buffer cannot store {wrapper.observation_space} behind VecNormalize: normalise rewards "
+                    "with gymnasium.wrappers.NormalizeReward."
+                )
+        wrapper = wrapper.venv
+    return env
+
+
+def hint_about_actions(space: spaces.Box) -> str | None:
+    """
+    :param space: of the environment's actions
+    :return: a warning; None if there is nothing to say
+    """
+    widths = np.asarray(space.high, dtype=np.float64) - space.low
+    if widths.max() <= _WIDEST_ACTION:
+        return None
+    dim = np.unravel_index(widths.argmax(), widths.shape)
+    return (
+        f"An action reaches from {space.low[dim]:g} to {space.high[dim]:g}, and the policy explores all of that from "
+        "its first step on: if the task needs a smaller range, nearly all of its actions are saturated. Give the Box "
+        "the bounds that the task uses, for instance with gymnasium.wrappers.RescaleAction."
+    )
+
+
+def hint_about_rewards(mean_reward: float, gamma: float) -> str | None:
+    """
+    :param mean_reward: mean of the absolute scaled rewards in the first batch
+    :param gamma: discount factor
+    :return: a warning; None if there is nothing to say
+    """
+    value = mean_reward / max(1.0 - gamma, 1e-6)
+    if not _LARGEST_VALUE < value < math.inf:
+        return None
+    advice = f" or reward_scale={100.0 * (1.0 - gamma) / mean_reward:.1g}" if gamma < 1.0 else ""
+    return (
+        f"Rewards of {mean_reward:.3g} on average (absolute, scaled) with gamma {gamma:g} mean values near {value:.3g}, which "
+        f"the networks approach only slowly: use VecNormalize (norm_reward=True){advice}."
+    )
+
+
+def hint_about_temperature(ent_coef: float, initial: float, entropy: float, target_entropy: float) -> str | None:
+    """
+    :param ent_coef: learned temperature α
+    :param initial: what it began with
+    :param entropy: of the policy, nats
+    :param target_entropy: that α is to reach
+    :return: a warning; None if there is nothing to say
+    """
+    if not _LARGEST_GROWTH * initial < ent_coef < math.inf:
+        return None
+    return (
+        f"The temperature α has grown from {initial:g} to {ent_coef:.3g} while the policy's entropy is {entropy:.3g} "
+        f"nats and target_entropy {target_entropy:.3g}: the target may be out of reach, lower target_entropy or "
+        "give ent_coef a fixed number."
+    )

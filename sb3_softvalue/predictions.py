@@ -1,0 +1,92 @@
+"""What a trained model says of states and actions: NumPy in, NumPy out. Nothing here changes the model or its training."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+if TYPE_CHECKING:
+    from sb3_softvalue.sacv import SACV
+
+Observation = np.ndarray | dict[str, np.ndarray]
+
+
+def values(model: "SACV", observation: Observation) -> np.ndarray:
+    """See ``SACV.predict_values``."""
+    return _evaluate(model, observation, lambda obs: model.value(obs).squeeze(dim=1))
+
+
+def q_values(model: "SACV", observation: Observation, actions: np.ndarray) -> np.ndarray:
+    """See ``SACV.predict_q_values``."""
+    scaled = _scale_actions(model, actions)
+    return _evaluate(model, observation, lambda obs, scaled: th.cat(model.critic(obs, scaled), dim=1), scaled)
+
+
+def log_prob(model: "SACV", observation: Observation, actions: np.ndarray) -> np.ndarray:
+    """See ``SACV.action_log_prob``."""
+    space = model.action_space
+    assert isinstance(space, spaces.Box)
+    # Jacobian of the scaling to the environment's units
+    log_scale = float(np.log((space.high - space.low).astype(np.float64) / 2.0).sum())
+    scaled = _scale_actions(model, actions)
+    return _evaluate(
+        model, observation, lambda obs, scaled: model.policy.log_prob(obs, scaled).squeeze(dim=1) - log_scale, scaled
+    )
+
+
+def entropy(model: "SACV", observation: Observation, n_samples: int, seed: int) -> np.ndarray:
+    """See ``SACV.entropy``."""
+    # A generator of its own, so that the training's draws stay the same
+    generator = th.Generator(device=model.device).manual_seed(seed)
+    return _evaluate(model, observation, lambda obs: model.policy.entropy(obs, n_samples, generator).squeeze(dim=1))
+
+
+def _evaluate(
+    model: "SACV", observation: Observation, function: Callable[..., th.Tensor], scaled_actions: np.ndarray | None = None
+) -> np.ndarray:
+    """
+    Evaluate a function of the networks on NumPy observations, as ``predict`` does.
+
+    :param observation: one observation or a batch of n
+    :param function: of the observations and, where given, of the actions as tensors; returns shape (n, ...)
+    :param scaled_actions: actions in [-1, 1], shape (n, action_dim)
+    :return: shape (n, ...), without the first axis for one observation
+    """
+    if isinstance(observation, tuple):
+        raise ValueError(
+            "A tuple was given as observation: with the Gymnasium API use `obs, info = env.reset()` and pass only obs."
+        )
+    # Switch to eval mode (this affects batch norm / dropout)
+    model.policy.set_training_mode(False)
+    obs, vectorized = model.policy.obs_to_tensor(observation)
+    arguments: list[PyTorchObs] = [obs]
+    if scaled_actions is not None:
+        n_observations = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        if len(scaled_actions) != n_observations:
+            raise ValueError(f"Got {n_observations} observations but {len(scaled_actions)} actions: pass one action for each.")
+        arguments.append(th.as_tensor(scaled_actions, device=model.device))
+    with th.no_grad():
+        result = function(*arguments).cpu().numpy()
+    return result if vectorized else result.squeeze(axis=0)
+
+
+def _scale_actions(model: "SACV", actions: np.ndarray) -> np.ndarray:
+    """
+    :param actions: in the environment's units, shape (n, *action_shape) or action_shape
+    :return: in [-1, 1], shape (n, action_dim), float32
+    :raises ValueError: if the shape is wrong or an action is out of the action space
+    """
+    space = model.action_space
+    assert isinstance(space, spaces.Box)
+    actions = np.asarray(actions, dtype=np.float32)
+    if actions.shape != space.shape and actions.shape[1:] != space.shape:
+        raise ValueError(f"Got actions of shape {actions.shape}, expected {space.shape} or a batch of such.")
+    scaled = model.policy.scale_action(actions.reshape(-1, *space.shape)).reshape(-1, get_action_dim(space))
+    # Rounding may carry an action that lies on a bound just over it
+    if not np.all(np.abs(scaled) <= 1.0 + 1e-5):
+        raise ValueError(f"Actions must be numbers of the environment's action space {space}, in its own units.")
+    return np.clip(scaled, -1.0, 1.0).astype(np.float32)
