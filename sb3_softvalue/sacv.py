@@ -8,6 +8,7 @@ import pathlib
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.sac.sac import SAC
 
-from sb3_softvalue import checkpoint, checks, equations, predictions, transfer
+from sb3_softvalue import checkpoint, checks, predictions, transfer
 from sb3_softvalue.execution import (
     CapturedActions,
     Executor,
@@ -39,6 +40,7 @@ from sb3_softvalue.policies import (
     MultiInputPolicy,
     SACVPolicy,
     ValueNetwork,
+    move_target,
     no_critic_target,
     with_value,
 )
@@ -279,22 +281,20 @@ class SACV(SAC):
         for batch in self._batches(gradient_steps, batch_size, reward_scale):
             update_actor = (self._n_updates + 1) % self.policy_delay == 0
             stepped = optimizers if update_actor else optimizers[:2]
-            params = [param for optimizer in stepped for param in learned_params(optimizer)]
+            params = [learned_params(optimizer) for optimizer in stepped]
             inputs = UpdateInputs(batch, draw_noise(self.actor, batch_size, self.device), self.temperature())
-            gradients, metrics = self._executor(objective, params, inputs, update_actor)
+            gradients, metrics = self._executor(objective, list(chain(*params)), inputs, update_actor)
             if check is not None:
                 found_inf = check.check_update(self, batch, metrics, found_inf)
-            self._optimizer_step(stepped, gradients, self.max_grad_norm, found_inf)
+            self._optimizer_step(stepped, params, gradients, self.max_grad_norm, found_inf)
             report.append(metrics)
             self._n_updates += 1
             if self._n_updates % self.target_update_interval == 0:
-                equations.polyak_update(list(self.value.parameters()), list(self.value_target.parameters()), self.tau)
-                for buffer, target_buffer in zip(self.value.buffers(), self.value_target.buffers(), strict=True):
-                    target_buffer.copy_(buffer)  # batch-norm statistics, see SB3 issue 996
+                move_target(self.value, self.value_target, self.tau)
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if report:
-            rows = th.stack(report).cpu()  # where it waits for the device
+            rows = th.stack(report).cpu()  # where it waits for a GPU
             if found_inf is not None and check is not None:
                 check.check_report(self, batch, rows)
             self._log(rows)

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
@@ -10,8 +10,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_softvalue.execution.compiled import compile_gradients, tracing
+from sb3_softvalue.execution.module_state import ModuleState, has_hooks, signature
 from sb3_softvalue.objective import Gradients, JointObjective, UpdateInputs, eager_gradients, map_tensors
-from sb3_softvalue.policies import SACVPolicy, is_plain_module
+from sb3_softvalue.policies import SACVPolicy
 
 # Calls with observations of the same shapes before their actions get a graph, and graphs that are kept
 _CALLS_BEFORE_CAPTURE = 10
@@ -66,48 +67,6 @@ class CapturedGraph:
         return self.results
 
 
-class ModuleState:
-    """
-    What a captured graph of a module has fixed: its submodules, where their tensors are, and their plain attributes.
-
-    :param module: of which the graph is
-    """
-
-    def __init__(self, module: nn.Module):
-        modules = list(module.modules())
-        self._children = [(child._modules, list(child._modules.values())) for child in modules if child._modules]
-        self._members = [members for child in modules for members in (child._parameters, child._buffers) if members]
-        self._others = [child for child in modules if not is_plain_module(child)]
-        self._all = modules
-
-    def has_same_modules(self) -> bool:
-        """:return: whether no submodule was added, removed or exchanged"""
-        return all(list(now.values()) == then for now, then in self._children)
-
-    def key(self) -> tuple[Any, ...]:
-        """:return: hashable, equal as long as tensors and attributes are the same"""
-        addresses = [tensor.data_ptr() for members in self._members for tensor in members.values() if tensor is not None]
-        attributes = [
-            (name, value)
-            for module in self._others
-            for name, value in vars(module).items()
-            if isinstance(value, (bool, int, float, str))
-        ]
-        return (*addresses, *attributes)
-
-    def is_plain(self) -> bool:
-        """:return: whether only plain layers compute, without buffers or hooks"""
-        return not any(
-            not is_plain_module(child) or child._buffers or child._forward_hooks or child._forward_pre_hooks
-            for child in self._all
-        )
-
-
-def signature(tensors: Iterable[th.Tensor]) -> tuple[Any, ...]:
-    """:return: what a graph has fixed about its inputs"""
-    return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
-
-
 class CapturedGradients:
     """
     ``objective.eager_gradients`` as a CUDA graph whose independent parts run side by side.
@@ -134,11 +93,13 @@ class CapturedGradients:
         log_ent_coef = inputs.temperature.log_ent_coef
         # A parameter, which stays where it is
         map_tensors(tensors.append, inputs._replace(temperature=inputs.temperature._replace(log_ent_coef=None)))
-        if objective is not self._objective or not self._state.has_same_modules():
+        if objective is not self._objective or not self._state.is_current():
             self._objective, self._state, self._keys = objective, ModuleState(objective), {}
+        if self._state.has_hooks() or has_hooks(params):
+            return eager_gradients(objective, params, inputs, update_actor)
         learned = params if log_ent_coef is None else (*params, log_ent_coef)
         addresses = [(param.data_ptr(), param.requires_grad) for param in learned]
-        key = self._state.key(), addresses, signature(tensors)
+        key = self._state.attributes(), addresses, signature(tensors)
         if key != self._keys.get(update_actor):
             self._keys.pop(update_actor, None)  # until there is a graph
             self._graphs[update_actor] = self._capture(objective, params, inputs, tensors, update_actor)
@@ -163,7 +124,7 @@ class CapturedGradients:
         owners = {id(param): name.partition(".")[0] for name, param in objective.named_parameters()}
         # The temperature's gradient comes out of the actor's
         backend = PartitionBackend([*(owners.get(id(param), "actor") for param in used), None], self.compiled)
-        gradients_of = compile_gradients(backend=backend)
+        gradients_of = compile_gradients(backend)
         log_ent_coef = inputs.temperature.log_ent_coef
 
         def compute(*own: th.Tensor) -> Gradients:
@@ -191,7 +152,6 @@ class CapturedActions:
         self.policy = policy
         self._actor: nn.Module | None = None
         self._state = ModuleState(nn.Module())
-        self._key: Any = None
         self._calls: Counter[tuple[Any, ...]] = Counter()
         self._graphs: dict[tuple[Any, ...], CapturedGraph] = {}
         self._failed: set[tuple[Any, ...]] = set()
@@ -245,15 +205,12 @@ class CapturedActions:
         if th.is_autocast_enabled(device.type) or th.jit.is_tracing():
             return False
         actor = self.policy.actor
-        if actor is not self._actor or not self._state.has_same_modules():
-            self._actor, self._state, self._key = actor, ModuleState(actor), None
-        key = self._state.key()
-        if key != self._key:
-            self._key = key
+        if actor is not self._actor or not self._state.is_current():
+            self._actor, self._state = actor, ModuleState(actor)
             self._calls.clear()
             self._graphs.clear()
             self._failed.clear()
-        return self._state.is_plain()
+        return self._state.is_plain and not self._state.has_hooks()
 
     def _is_frequent(self, key: tuple[Any, ...]) -> bool:
         """:return: whether such observations have come often enough for a graph of their own"""

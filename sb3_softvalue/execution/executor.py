@@ -96,7 +96,7 @@ class Executor:
         """
         assert self._gradients is not None, "prepare() comes first"
         with self._fast_matmul(objective, len(inputs.batch.rewards)):
-            if self.resolved == "eager" or _has_hooks(objective, params):
+            if self.resolved == "eager":
                 return eager_gradients(objective, params, inputs, update_actor)
             if not self._is_observed:
                 # The first update runs eagerly, to see whether it does anything that a graph would not repeat
@@ -137,14 +137,6 @@ class Executor:
     def _announce(self, line: str) -> None:
         if self.verbose:
             print(line)
-
-
-def _has_hooks(objective: JointObjective, params: Sequence[th.Tensor]) -> bool:
-    """:return: whether the user's hooks run in forward or backward pass, which a graph from before them would leave out"""
-    return any(param._backward_hooks for param in params) or any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for module in objective.modules()
-    )
 
 
 def _observed_gradients(

@@ -14,6 +14,8 @@ _ADAMS = (th.optim.Adam, th.optim.AdamW)
 _VARIANTS = ("amsgrad", "maximize", "capturable", "differentiable")
 # Steps with everything where it was before one is captured: a capture costs as much as some ten steps
 _CALLS_BEFORE_CAPTURE = 100
+# An optimizer, its parameters and their states
+Member = tuple[th.optim.Optimizer, list[th.Tensor], list[dict[str, th.Tensor]]]
 
 
 def learned_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
@@ -41,33 +43,37 @@ class OptimizerStep:
     def __call__(
         self,
         optimizers: Sequence[th.optim.Optimizer],
+        params: Sequence[list[th.Tensor]],
         gradients: Sequence[th.Tensor | None],
         max_grad_norm: float | None = None,
         found_inf: th.Tensor | None = None,
     ) -> None:
         """
         :param optimizers: their parameters do not overlap
-        :param gradients: one for each of their ``learned_params``, in order; None leaves the parameter out, as SB3 does
+        :param params: of each optimizer its ``learned_params``
+        :param gradients: one for each of these, in order; None leaves the parameter out, as SB3 does
         :param max_grad_norm: clip the gradient norm of each optimizer by itself; None does not clip
         :param found_inf: shape (1,), 1 on the device where the step must not be made; None makes it
         """
-        together: dict[Any, list[tuple[th.optim.Optimizer, list[th.Tensor]]]] = {}
-        start = 0
-        for optimizer in optimizers:
-            params = learned_params(optimizer)
-            complete = True
-            for param, gradient in zip(params, gradients[start:], strict=False):
-                if gradient is not None and gradient.stride() != param.stride():
+        together: dict[Any, list[Member]] = {}
+        left = iter(gradients)
+        for optimizer, own in zip(optimizers, params, strict=True):
+            is_complete = True
+            for param in own:
+                gradient = next(left)
+                if gradient is None:
+                    is_complete = False
+                elif gradient.stride() != param.stride():
                     # A convolution's may come in another memory format, which the fused kernel would misread
                     gradient = th.empty_like(param).copy_(gradient)
-                complete &= gradient is not None
                 param.grad = gradient
-            start += len(params)
             if max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(params, max_grad_norm)
-            key = fused_adam_key(optimizer, params) if complete else None
+                nn.utils.clip_grad_norm_(own, max_grad_norm)
+            states = [optimizer.state.get(param) for param in own]
+            # The first step makes the state
+            key = fused_adam_key(optimizer) if is_complete and all(states) else None
             if key is not None:
-                together.setdefault(key, []).append((optimizer, params))
+                together.setdefault(key, []).append((optimizer, own, states))
             elif found_inf is None or not found_inf.item():
                 # Its own step knows no such flag, so that the device has to be waited for
                 optimizer.step()
@@ -78,17 +84,17 @@ class OptimizerStep:
         self,
         decoupled: bool,
         settings: list[Any],
-        members: list[tuple[th.optim.Optimizer, list[th.Tensor]]],
+        members: list[Member],
         found_inf: th.Tensor | None,
     ) -> None:
         """
         :param decoupled: whether the weight decay is AdamW's
         :param settings: learning rate, betas, weight decay and epsilon
-        :param members: optimizers that share these, with their parameters
+        :param members: optimizers that share these, with their parameters and states
         :param found_inf: see ``__call__``
         """
-        params = [param for _, own in members for param in own]
-        states = [optimizer.state[param] for optimizer, own in members for param in own]
+        params = [param for _, own, _ in members for param in own]
+        states = [state for _, _, own in members for state in own]
         gradients = [param.grad for param in params]
         averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         lr, (beta1, beta2), weight_decay, eps = settings
@@ -105,7 +111,7 @@ class OptimizerStep:
         if found_inf is None or not is_capturable(found_inf.device):
             step(found_inf)
             return
-        repeated = self._repeated.setdefault(tuple(id(optimizer) for optimizer, _ in members), RepeatedStep())
+        repeated = self._repeated.setdefault(tuple(id(optimizer) for optimizer, _, _ in members), RepeatedStep())
         tensors = (*params, *gradients, *averages, *squares, *steps)
         repeated(step, found_inf, (decoupled, settings, [tensor.data_ptr() for tensor in tensors]))
 
@@ -142,17 +148,16 @@ class RepeatedStep:
             self._graph([found_inf])
 
 
-def fused_adam_key(optimizer: th.optim.Optimizer, params: Sequence[th.Tensor]) -> Any:
+def fused_adam_key(optimizer: th.optim.Optimizer) -> Any:
     """
     :param optimizer: any optimizer
-    :param params: those of its parameters that are learned
     :return: the options on which optimizers must agree to be stepped by one call; None where a step of this one may be more than
-        the fused Adam kernel, or would be its first, which makes its state
+        the fused Adam kernel
     """
     if type(optimizer) not in _ADAMS or len(optimizer.param_groups) != 1:
         return None
     group = optimizer.param_groups[0]
-    if not group.get("fused") or any(group.get(name) for name in _VARIANTS) or not all(optimizer.state.get(p) for p in params):
+    if not group.get("fused") or any(group.get(name) for name in _VARIANTS):
         return None
     # Registered by public methods, to be asked for only here
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
