@@ -1,4 +1,4 @@
-"""What would fail late or obscurely, refused in one sentence before any work starts; and hints about what goes wrong slowly."""
+"""What would fail late or obscurely, refused in one sentence before any work starts; and hints about slow failures."""
 
 import inspect
 import math
@@ -158,7 +158,7 @@ def _check_train_freq(train_freq: Any, n_envs: int) -> None:
             f"or (4, 'step'), got {train_freq!r}."
         )
     assert unit == "step" or n_envs == 1, (
-        f"train_freq={train_freq!r} counts the episodes of one environment, and there are {n_envs}: use steps, or one environment."
+        f"train_freq={train_freq!r} counts the episodes of one environment, and there are {n_envs}: count steps, or use one."
     )
 
 

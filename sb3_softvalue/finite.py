@@ -51,8 +51,8 @@ class FiniteCheck:
     """
     Looks at what the environment and the policy give, and at each update. ``SACV(..., check_finite=False)`` does without it.
 
-    What the replay buffer stores is float32: that is what has to be finite. An observation may hold NaN where the networks, say a
-    features extractor of the user's, make something finite of it.
+    What the replay buffer stores is float32: that is what has to be finite. An observation may hold NaN where the networks,
+    say a features extractor of the user's, make something finite of it.
     """
 
     def __init__(self) -> None:
@@ -102,27 +102,29 @@ class FiniteCheck:
             what = f"The reward of environment {index} is {value} at step {model.num_timesteps}"
             self._stop_step(model, "reward", f"{what}, as the environment gave it (float32)")
         self._check_observation(model, new_obs, "as the environment gave it (float32)")
-        for index in np.flatnonzero(dones):
+        for index, done in enumerate(dones):
+            if not done:
+                continue
             last = infos[index].get("terminal_observation")
             if last is not None:
                 rows = {key: [row] for key, row in last.items()} if isinstance(last, Mapping) else [last]
-                self._check_observation(model, rows, "as the episode ended (float32)", int(index))
+                self._check_observation(model, rows, "as the episode ended (float32)", index)
 
     def check_update(self, model: "SACV", batch: Batch, metrics: th.Tensor, found_inf: th.Tensor | None) -> th.Tensor | None:
         """
-        Decide whether an update may be made. On a CPU that is known at once; elsewhere the optimizers are told on the device, and
-        ``check_report`` finds out when the losses are read.
+        Decide whether an update may be made. On a CPU that is known at once; elsewhere the optimizers are told on the device,
+        and ``check_report`` finds out when the losses are read.
 
         :param model: before the step
         :param batch: that the update was computed from
         :param metrics: of the update in the order of ``Metrics``
         :param found_inf: what was decided about the update before: once an update is skipped, all later ones are
-        :return: None on a CPU, else shape (1,): 1 where the update must not be made
+        :return: None on a CPU, else shape (): 1 where the update must not be made
         :raises NonFiniteError: on a CPU, if it must not be made
         """
         if metrics.device.type != "cpu":
             # The type that the optimizers' kernel takes, whatever the networks' type
-            now = metrics[-1:].float()
+            now = metrics[-1].float()
             return now if found_inf is None else th.maximum(found_inf, now)
         if metrics[-1].item():
             self._stop_update(model, batch, metrics, "The update was not made, the model is as before it.")

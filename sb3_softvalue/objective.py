@@ -177,7 +177,8 @@ class JointObjective(nn.Module):
     def forward(self, inputs: UpdateInputs, update_actor: bool = True) -> tuple[th.Tensor, Metrics]:
         """
         :param inputs: transitions, noise and temperature
-        :param update_actor: False leaves J_π and J_α out of the sum (``policy_delay``); V still learns from the policy's actions
+        :param update_actor: False leaves J_π and J_α out of the sum (``policy_delay``); V still learns from the policy's
+            actions
         :return: the objective, a scalar, and what to report
         """
         batch, noise, (ent_coef, log_ent_coef, target_entropy) = inputs

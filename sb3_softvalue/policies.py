@@ -78,7 +78,8 @@ class ValueNetwork(BaseModel):
 
 
 # Modules of which one knows that they compute the same in training and in evaluation mode, hold no state but parameters and
-# plain numbers that PyTorch's layers do not change, and draw no random numbers. A subclass may do anything and is not among them.
+# plain numbers that PyTorch's layers do not change, and draw no random numbers. A subclass may do anything and is not among
+# them.
 _PLAIN_MODULES: frozenset[type[nn.Module]] = frozenset(
     {
         *(Actor, ContinuousCritic, ValueNetwork, FlattenExtractor, NatureCNN, CombinedExtractor),

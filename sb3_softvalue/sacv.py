@@ -13,10 +13,11 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TensorDict
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.policies import SACPolicy
@@ -32,7 +33,7 @@ from sb3_softvalue.execution import (
     remaining_updates,
     sample_batches,
 )
-from sb3_softvalue.finite import FiniteCheck
+from sb3_softvalue.finite import FiniteCheck, NonFiniteError
 from sb3_softvalue.objective import Batch, JointObjective, Metrics, Temperature, UpdateInputs, draw_noise
 from sb3_softvalue.policies import (
     CnnPolicy,
@@ -100,8 +101,8 @@ class SACV(SAC):
         leaves its constant out, which makes the bonus the entropy; "normalized_uniform" has it (d·ln 2 nats a step less, so
         that no bonus is positive: the same optimal policy, but where episodes end early; there it takes away a reward for
         staying alive); "normal" is N(0, I), as in the authors' code
-    :param policy_delay: step the actor and the temperature at every ``policy_delay``-th gradient step only; the critics and the
-        value network, whose target samples the present policy, at each
+    :param policy_delay: step the actor and the temperature at every ``policy_delay``-th gradient step only; the critics and
+        the value network, whose target samples the present policy, at each
     :param check_finite: stop with a ``NonFiniteError`` that names the first observation, reward, action, loss or gradient that
         is not finite, before it is stored or learned from; False looks at nothing
     :param execution: how the update runs: "eager", "compiled", "cuda_graph"; "auto" takes "compiled" or "cuda_graph" where it
@@ -220,6 +221,9 @@ class SACV(SAC):
 
     def _setup_model(self) -> None:
         checks.check_options(self)
+        assert isinstance(self.action_space, spaces.Box)
+        if not issubclass(self.policy_class, SACVPolicy):
+            raise ValueError("This model has no value network: SACV.from_sac makes a SACV of a model of SB3's SAC.")
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
             self.replay_buffer_kwargs |= {"n_steps": self.n_steps, "gamma": self.gamma}
             if self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1:
@@ -234,6 +238,15 @@ class SACV(SAC):
         self._finite_check = FiniteCheck()
         self._optimizer_step = OptimizerStep()
         self._executor = Executor(self.execution, self.verbose >= 1, self._resolved_execution)
+
+    def _setup_lr_schedule(self) -> None:
+        # NumPy's numbers too
+        learning_rate = self.learning_rate if callable(self.learning_rate) else float(self.learning_rate)
+        self.lr_schedule = FloatSchedule(learning_rate)
+        for name in ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate", "reward_scale"):
+            value = getattr(self, name)
+            if value is not None:
+                _number_at(1.0, name, value)
 
     def _create_aliases(self) -> None:
         self.actor, self.critic = self.policy.actor, self.policy.critic
@@ -292,6 +305,7 @@ class SACV(SAC):
             if self._n_updates % self.target_update_interval == 0:
                 move_target(self.value, self.value_target, self.tau)
 
+        self._resolved_execution = self._executor.resolved
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if report:
             rows = th.stack(report).cpu()  # where it waits for a GPU
@@ -303,10 +317,10 @@ class SACV(SAC):
         """
         :param gradient_steps: of this ``train()``
         """
-        if self._executor.requested != self.execution:
-            self._executor = Executor(self.execution, self.verbose >= 1)
+        if (self._executor.requested, self._executor.resolved) != (self.execution, self._resolved_execution):
+            # Set since: by the user, or from a checkpoint
+            self._executor = Executor(self.execution, self.verbose >= 1, self._resolved_execution)
         self._executor.prepare(self.device, self._n_updates + gradient_steps + remaining_updates(self))
-        self._resolved_execution = self._executor.resolved
 
     def _update_rates(self) -> tuple[list[th.optim.Optimizer], float]:
         """
@@ -315,8 +329,8 @@ class SACV(SAC):
         :return: the optimizers (critics, value, actor, temperature) and the factor of the rewards
         """
         # The last rollout may go beyond the total, where a schedule that ends at zero would be negative
-        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
-        learning_rate = self._at_present("learning_rate", self.lr_schedule)
+        self._current_progress_remaining = progress = max(0.0, self._current_progress_remaining)
+        learning_rate = _number_at(progress, "learning_rate", self.lr_schedule)
         optimizers: dict[str, th.optim.Optimizer] = {
             "qf_learning_rate": self.critic.optimizer,
             "vf_learning_rate": self.value.optimizer,
@@ -327,33 +341,14 @@ class SACV(SAC):
         self.logger.record("train/learning_rate", learning_rate)
         for name, optimizer in optimizers.items():
             own = None if name == "learning_rate" else getattr(self, name)
-            rate = learning_rate if own is None else self._at_present(name, own)
+            rate = learning_rate if own is None else _number_at(progress, name, own)
             update_learning_rate(optimizer, rate)
             if own is not None:
                 self.logger.record(f"train/{name}", rate)
-        reward_scale = self._at_present("reward_scale", self.reward_scale)
+        reward_scale = _number_at(progress, "reward_scale", self.reward_scale)
         if callable(self.reward_scale):
             self.logger.record("train/reward_scale", reward_scale)
         return list(optimizers.values()), reward_scale
-
-    def _at_present(self, name: str, value: float | Schedule) -> float:
-        """
-        :param name: of a learning rate or the reward scale
-        :param value: a number or a function of the remaining progress
-        :return: the number at the present progress
-        :raises ValueError: if it is none, negative or infinite
-        """
-        progress = self._current_progress_remaining
-        try:
-            number = float(value(progress) if callable(value) else value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not 0.0 <= number < math.inf:
-            raise ValueError(
-                f"The {name} schedule gave {number} at progress remaining {progress:.3f}: make it return finite numbers that "
-                "are not negative."
-            )
-        return number
 
     def _joint_objective(self) -> JointObjective:
         """:return: the objective of the present networks, which may have been exchanged"""
@@ -393,6 +388,7 @@ class SACV(SAC):
             del means["ent_coef_loss"]
         else:
             initial = checks.initial_ent_coef(self.ent_coef)
+            assert isinstance(self.target_entropy, float)
             self._warn_once(checks.hint_about_temperature(means["ent_coef"], initial, means["entropy"], self.target_entropy))
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
@@ -429,17 +425,24 @@ class SACV(SAC):
             self._finite_check.check_first_observation(self)
         return result
 
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """Collect, see ``OffPolicyAlgorithm.collect_rollouts``, and say why no action could be drawn."""
+        try:
+            return super().collect_rollouts(*args, **kwargs)
+        except NonFiniteError:
+            raise
+        except ValueError as error:
+            if self.check_finite:
+                self._finite_check.explain_policy(self, error)
+            raise
+
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         if not self.check_finite:
             return super()._sample_action(learning_starts, action_noise, n_envs)
         self._finite_check.begin_step(self)
-        try:
-            actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
-        except ValueError as error:
-            self._finite_check.explain_policy(self, error)
-            raise
+        actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
         self._finite_check.check_action(self, buffer_actions)
         return actions, buffer_actions
 
@@ -519,8 +522,8 @@ class SACV(SAC):
     ) -> SelfSACV:
         """
         Make a SACV of a model that SB3's ``SAC`` trained: its actor, critics and temperature with their optimizers, its
-        options, counters and transitions. V, which SAC does not have, is fitted to them before training continues; nothing else
-        is learned here. V̄ replaces SAC's target critics.
+        options, counters and transitions. V, which SAC does not have, is fitted to them before training continues; nothing
+        else is learned here. V̄ replaces SAC's target critics.
 
         A replay buffer is shared with the SAC, not copied. Where it holds fewer than ``collect_steps`` transitions, the policy
         acts in ``env`` until it does, and these steps are counted. ``learning_starts`` is 0 afterwards: the warm-up is over.
@@ -592,8 +595,8 @@ class SACV(SAC):
 
     def entropy(self, observation: np.ndarray | dict[str, np.ndarray], n_samples: int = 128, seed: int = 0) -> np.ndarray:
         """
-        Differential entropy of the policy over the squashed action in [-1, 1], a Monte Carlo estimate. Its random generator is its
-        own, so that the training's random numbers stay the same.
+        Differential entropy of the policy over the squashed action in [-1, 1], a Monte Carlo estimate. Its random generator is
+        its own, so that the training's random numbers stay the same.
 
         :param observation: as ``predict`` takes it, one observation or a batch of n
         :param n_samples: sampled actions for each observation
@@ -606,8 +609,8 @@ class SACV(SAC):
 
     def save_checkpoint(self, folder: str | pathlib.Path) -> None:
         """
-        Write the whole training to a folder, to continue from with ``load_checkpoint``: see ``checkpoint.save_checkpoint``, and
-        ``checkpoint.ResumableCheckpoint`` for doing so during ``learn()``.
+        Write the whole training to a folder, to continue from with ``load_checkpoint``: see ``checkpoint.save_checkpoint``,
+        and ``checkpoint.ResumableCheckpoint`` for doing so during ``learn()``.
 
         :param folder: of the run
         :raises CheckpointError: if it cannot be stored or written
@@ -616,8 +619,8 @@ class SACV(SAC):
 
     def load_checkpoint(self, folder: str | pathlib.Path) -> bool:
         """
-        Continue from the newest checkpoint of a folder: then ``learn(total - model.num_timesteps, reset_num_timesteps=False)``,
-        see ``checkpoint.load_checkpoint``.
+        Continue from the newest checkpoint of a folder: then ``learn(total - model.num_timesteps,
+        reset_num_timesteps=False)``, see ``checkpoint.load_checkpoint``.
 
         :param folder: of the run
         :return: whether every environment is exactly where it was, else new episodes begin
@@ -632,6 +635,26 @@ class SACV(SAC):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return [*state_dicts, "value.optimizer"], variables
+
+
+def _number_at(progress: float, name: str, value: float | Schedule) -> float:
+    """
+    :param progress: the remaining progress, from 1 to 0
+    :param name: of a learning rate or the reward scale
+    :param value: a number or a function of the remaining progress
+    :return: the number at that progress
+    :raises ValueError: if it is none, negative or infinite
+    """
+    try:
+        number = float(value(progress) if callable(value) else value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0.0 <= number < math.inf:
+        raise ValueError(
+            f"The {name} schedule gave {number} at progress remaining {progress:.3f}: make it return finite numbers that "
+            "are not negative."
+        )
+    return number
 
 
 @lru_cache(maxsize=16)

@@ -168,12 +168,12 @@ def test_unchanged_blocks_are_not_written_again(tmp_path, monkeypatch):
 
 def test_what_auto_came_to_is_kept(tmp_path):
     model = make().learn(60)
-    model._resolved_execution = model._executor.resolved = "compiled"
+    model._resolved_execution = "compiled"
     model.save_checkpoint(tmp_path)
     other = make()
     other.load_checkpoint(tmp_path)
     other.learn(5, reset_num_timesteps=False)
-    assert other._resolved_execution == "compiled"
+    assert other._executor.resolved == "compiled"
 
 
 class TestRefused:

@@ -8,10 +8,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC, HerReplayBuffer
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, RolloutBuffer
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
-from stable_baselines3.sac.policies import MlpPolicy as SACMlpPolicy
 from stable_baselines3.sac.policies import SACPolicy
 
 import sb3_softvalue
@@ -31,6 +30,7 @@ HALF_BOUNDED = spaces.Box(np.array([-1.0, -1.0]), np.array([1.0, np.inf]), dtype
         (spaces.MultiBinary(4), r"continuous actions.*MultiBinary.*PPO or A2C"),
         (UNBOUNDED, r"finite bounds.*finite low and high"),
         (HALF_BOUNDED, r"finite bounds.*finite low and high"),
+        (spaces.Box(0, 10, (2,), dtype=np.int64), r"real numbers.*whole ones.*dtype=np\.float32"),
         (spaces.Box(-3e38, 3e38, (2,), dtype=np.float32), "width of their bounds, which is too large for float32"),
     ],
 )
@@ -68,7 +68,25 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (dict(ent_coef=float("nan")), ValueError, "ent_coef must be finite and not negative"),
     (dict(ent_coef="automatic"), ValueError, "ent_coef must be a number, 'auto' or 'auto_<initial value>', got 'automatic'"),
     (dict(ent_coef="auto_x"), ValueError, "ent_coef must be a number, 'auto' or"),
-    (dict(policy_kwargs=dict(net_arc=[8])), TypeError, "SACVPolicy has no argument net_arc: policy_kwargs may hold net_arch"),
+    (dict(policy_kwargs=dict(net_arc=[8])), TypeError, "unexpected keyword argument 'net_arc'"),
+    (dict(policy_kwargs=dict(net_arch=["8"])), ValueError, "net_arch must be a list of layer sizes"),
+    (
+        dict(policy_kwargs=dict(activation_fn=th.nn.Tanh())),
+        ValueError,
+        "must be a class such as torch.nn.Tanh, got an instance",
+    ),
+    (dict(policy_kwargs=dict(optimizer_class="Adam")), ValueError, "must be a class such as torch.optim.Adam, got 'Adam'"),
+    (dict(policy_delay=0), ValueError, "policy_delay must be a whole number of at least 1, got 0"),
+    (
+        dict(replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(gamma=0.5)),
+        ValueError,
+        "gamma is 0.99 for the model and 0.5 in replay_buffer_kwargs: give it once",
+    ),
+    (
+        dict(n_steps=2, replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=4)),
+        ValueError,
+        "n_steps is 2 for the model and 4 in replay_buffer_kwargs: give it once",
+    ),
     (dict(policy_kwargs=dict(n_critics=0)), ValueError, "n_critics must be a whole number of at least 1, got 0"),
     (dict(policy_kwargs=dict(optimizer_class=th.optim.LBFGS)), ValueError, "from gradients alone and LBFGS needs a closure"),
     (dict(replay_buffer_class=RolloutBuffer), ValueError, "must be a subclass of SB3's ReplayBuffer, got .*RolloutBuffer"),
@@ -203,14 +221,18 @@ def test_action_that_cannot_vary():
         small(SACV, RandomEnv(box_env().observation_space, flat))
 
 
-class ForeignPolicy(SACPolicy):
-    """A custom policy that somebody wrote for SAC."""
+class OtherNetworks(SACPolicy):
+    """A policy for SAC that builds its networks in its own way."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
 
 
-@pytest.mark.parametrize("policy", [SACMlpPolicy, ForeignPolicy])
-def test_policy_without_value(policy):
-    with pytest.raises(ValueError, match=r"no value network: use MlpPolicy.*of sb3_softvalue.*SACVPolicy"):
-        SACV(policy, box_env())
+def test_policy_that_cannot_get_a_value_network():
+    with pytest.raises(
+        ValueError, match=r"cannot get one, since it overrides _build: derive it from sb3_softvalue\.MlpPolicy"
+    ):
+        SACV(OtherNetworks, box_env())
 
 
 def test_unknown_policy_name():

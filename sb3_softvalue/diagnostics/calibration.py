@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_softvalue.diagnostics.files import write_arrays
 from sb3_softvalue.diagnostics.observations import take
-from sb3_softvalue.diagnostics.state_statistics import check_has_value, read_states, reward_scale, temperature
 from sb3_softvalue.diagnostics.returns import Episode, calibration_line, collected_returns
+from sb3_softvalue.diagnostics.state_statistics import check_has_value, read_states, reward_scale, temperature
 from sb3_softvalue.sacv import SACV
 
 CALIBRATION_FILE = "calibration.npz"

@@ -11,10 +11,10 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_softvalue.diagnostics.observations import Observations, append, stack, take
-from sb3_softvalue.diagnostics.state_statistics import StateStatistics, check_has_value, read_states, reward_scale, temperature
 from sb3_softvalue.diagnostics.recording import RECORDING_FILE, Recording
 from sb3_softvalue.diagnostics.returns import Episode, calibration_line, collected_returns
 from sb3_softvalue.diagnostics.state_space import is_small_box, landscape
+from sb3_softvalue.diagnostics.state_statistics import StateStatistics, check_has_value, read_states, reward_scale, temperature
 from sb3_softvalue.sacv import SACV
 
 # Episodes of which single states are kept; of longer runs every second, fourth, ... episode

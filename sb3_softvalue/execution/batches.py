@@ -91,8 +91,11 @@ def split(batch: Batch, n_batches: int) -> Iterator[Batch]:
     if n_batches == 1:
         yield batch
         return
-    for index in range(n_batches):
-        yield map_tensors(lambda tensor, index=index: tensor[index::n_batches].contiguous(), batch)
+
+    def part(index: int) -> Batch:
+        return map_tensors(lambda tensor: tensor[index::n_batches].contiguous(), batch)
+
+    yield from map(part, range(n_batches))
 
 
 def send(batches: Sequence[Batch], device: th.device) -> list[Batch]:
@@ -118,10 +121,11 @@ def send(batches: Sequence[Batch], device: th.device) -> list[Batch]:
         packed = th.empty(sum(sizes), dtype=dtype, pin_memory=device.type == "cuda")
         th.cat([tensor.reshape(-1) for tensor in tensors], out=packed)
         sent[dtype] = iter(packed.to(device, non_blocking=True).split(sizes))
-    return [
-        map_tensors(lambda t: next(sent[t.dtype]).view(t.shape) if t.device.type == "cpu" else t.to(device), batch)
-        for batch in batches
-    ]
+
+    def on_device(tensor: th.Tensor) -> th.Tensor:
+        return next(sent[tensor.dtype]).view(tensor.shape) if tensor.device.type == "cpu" else tensor.to(device)
+
+    return [map_tensors(on_device, batch) for batch in batches]
 
 
 def _transition_bytes(observation_space: spaces.Space) -> int:

@@ -142,8 +142,8 @@ class CapturedActions:
     """
     ``SACVPolicy.act`` as CUDA graphs, one for each shape of the observations. The numbers are the same to the bit.
 
-    Where a graph might not compute the same (a layer that is not a plain one, a hook, autograd, autocast), cannot be captured or
-    does not pay (rare shapes), the method itself is called. A copy of the policy begins without graphs.
+    Where a graph might not compute the same (a layer that is not a plain one, a hook, autograd, autocast), cannot be captured
+    or does not pay (rare shapes), the method itself is called. A copy of the policy begins without graphs.
 
     :param policy: whose actions
     """

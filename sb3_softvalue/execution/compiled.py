@@ -1,7 +1,8 @@
 """The gradients of an update as one graph of forward and backward pass, compiled on a CPU by ``torch.compile``.
 
-PyTorch's private interface in this file: ``torch._inductor.compile``, which the direct calls below need, and ``torch._dynamo.config.trace_autograd_ops``, which lets PyTorch 2.11 to 2.13 trace
-``torch.autograd.grad``; without it nothing can be compiled there and updates run eagerly.
+PyTorch's private interface in this file: ``torch._inductor.compile``, which the direct calls below need, and
+``torch._dynamo.config.trace_autograd_ops``, which lets PyTorch 2.11 to 2.13 trace ``torch.autograd.grad``; without it nothing
+can be compiled there and updates run eagerly.
 """
 
 import operator

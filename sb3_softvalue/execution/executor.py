@@ -166,8 +166,8 @@ def _observed_gradients(
 
 def _numpy_state() -> Any:
     """:return: of NumPy's global generator, comparable"""
-    _, keys, position, *_ = np.random.get_state()
-    return keys.tobytes(), position  # type: ignore[union-attr]  # an array, not a dict, of the legacy generator
+    state: Any = np.random.get_state()
+    return state[1].tobytes(), state[2]
 
 
 def _torch_state() -> Any:

@@ -1,8 +1,8 @@
 """Compiler passes that write an update's matrix products as a CPU computes them fastest.
 
-PyTorch's private interface in this file: Inductor's ``CustomGraphPass`` and the metadata of its graph. The rewrite makes a compiled
-update 1.1 times as fast (Intel Xeon, one thread); without it, ``compiled.py`` compiles the same graph as it is. bfloat16 products
-(``execution="mixed"``) are not to be had without it.
+PyTorch's private interface in this file: Inductor's ``CustomGraphPass`` and the metadata of its graph. The rewrite makes a
+compiled update 1.1 times as fast (Intel Xeon, one thread); without it, the same graph is compiled as it is. bfloat16
+products (``execution="mixed"``) need it.
 """
 
 import warnings
@@ -29,8 +29,8 @@ class MatmulRewritePass(CustomGraphPass):
       by itself, but only for GPUs (``should_prefer_unfused_addmm``).
     - A product of which one side is a vector is a multiplication, and a sum: fused into the activation as well.
     - Columns of a product that are not used, such as the gradients to the observations, are not computed.
-    - The gradient of a layer with few inputs is computed as its transpose: the libraries' kernels fill a processor's vectors along
-      the long side.
+    - The gradient of a layer with few inputs is computed as its transpose: the libraries' kernels fill a processor's vectors
+      along the long side.
     """
 
     def __call__(self, graph: Graph) -> None:
@@ -104,8 +104,8 @@ class Bf16MatmulPass(MatmulRewritePass):
     """
     ``MatmulRewritePass`` whose products between hidden layers, of float32 matrices, are computed in bfloat16.
 
-    :param data_shapes: of the graph's inputs that are no weights. The scale of an observation is unknown, and a position of 100 m
-        would be rounded to half a metre: products that read such an input stay in float32.
+    :param data_shapes: of the graph's inputs that are no weights. The scale of an observation is unknown, and a position of
+        100 m would be rounded to half a metre: products that read such an input stay in float32.
     """
 
     def __init__(self, data_shapes: Collection[tuple[int, ...]] = ()):
@@ -120,8 +120,8 @@ class Bf16MatmulPass(MatmulRewritePass):
         products = self._eligible_products(graph)
         if not products:
             warnings.warn(
-                f"execution='mixed' is the same as 'compiled' here: no product between hidden layers has {MIN_WIDE_DIM} or more "
-                "units on both of its sides and as many transitions in a batch.",
+                "execution='mixed' is the same as 'compiled' here: no product between hidden layers has "
+                f"{MIN_WIDE_DIM} or more units on both of its sides and as many transitions in a batch.",
                 stacklevel=2,
             )
         rounded: dict[Node, Node] = {}

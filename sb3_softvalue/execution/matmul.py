@@ -1,9 +1,9 @@
 """
 How a CPU multiplies float32 matrices: by the library that uses all of its vectors, and whether it can in bfloat16.
 
-PyTorch's private interface in this file: the value "bf16" of ``torch.backends.mkldnn.matmul.fp32_precision`` used to route
-float32 products to oneDNN. It halves the time of the products on AMD processors with AVX-512 (an update is 1.9 times as fast on
-an AMD EPYC of family 26); without it, PyTorch's default library computes them.
+PyTorch's private interface in this file: the value "bf16" of ``torch.backends.mkldnn.matmul.fp32_precision``, used to route
+float32 products to oneDNN. It halves the time of the products on AMD processors with AVX-512 (an update is 1.9 times as fast
+on an AMD EPYC of family 26); without it, PyTorch's default library computes them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,8 @@ class PreferOneDNN:
 
 
 def is_candidate() -> bool:
-    """:return: whether this is a processor on which oneDNN is known to be faster. Nothing is timed: a machine always decides alike"""
+    """:return: whether oneDNN is known to be faster on this processor; nothing is timed, so that a machine always decides
+    alike"""
     processor = _processor()
     is_amd = "AMD" in processor.get("cpu_name", "")
     return bool(_SETTING is not None and is_amd and processor.get("avx512_f") and not processor.get("amx_tile"))

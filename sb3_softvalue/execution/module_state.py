@@ -49,7 +49,8 @@ class ModuleState:
         )
 
     def has_hooks(self) -> bool:
-        """:return: whether something of the user's runs in forward or backward pass, which a graph from before would leave out"""
+        """:return: whether something of the user's runs in forward or backward pass, which a graph from before would leave
+        out"""
         for child in self._modules:
             if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
                 return True

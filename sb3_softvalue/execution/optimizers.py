@@ -15,7 +15,7 @@ _VARIANTS = ("amsgrad", "maximize", "capturable", "differentiable")
 # Steps with everything where it was before one is captured: a capture costs as much as some ten steps
 _CALLS_BEFORE_CAPTURE = 100
 # An optimizer, its parameters and their states
-Member = tuple[th.optim.Optimizer, list[th.Tensor], list[dict[str, th.Tensor]]]
+Member = tuple[th.optim.Optimizer, list[th.Tensor], list[Any]]
 
 
 def learned_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
@@ -53,7 +53,7 @@ class OptimizerStep:
         :param params: of each optimizer its ``learned_params``
         :param gradients: one for each of these, in order; None leaves the parameter out, as SB3 does
         :param max_grad_norm: clip the gradient norm of each optimizer by itself; None does not clip
-        :param found_inf: shape (1,), 1 on the device where the step must not be made; None makes it
+        :param found_inf: shape (), 1 on the device where the step must not be made; None makes it
         """
         together: dict[Any, list[Member]] = {}
         left = iter(gradients)
@@ -95,17 +95,29 @@ class OptimizerStep:
         """
         params = [param for _, own, _ in members for param in own]
         states = [state for _, _, own in members for state in own]
-        gradients = [param.grad for param in params]
+        gradients = [param.grad for param in params if param.grad is not None]
         averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         lr, (beta1, beta2), weight_decay, eps = settings
 
         def step(found_inf: th.Tensor | None) -> None:
             with th.no_grad():
                 adam(
-                    *(params, gradients, averages, squares, [], steps),
-                    **dict(fused=True, amsgrad=False, maximize=False, decoupled_weight_decay=decoupled),
-                    **dict(lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps),
+                    params,
+                    gradients,
+                    averages,
+                    squares,
+                    [],
+                    steps,
+                    fused=True,
                     found_inf=found_inf,
+                    decoupled_weight_decay=decoupled,
+                    amsgrad=False,
+                    beta1=beta1,
+                    beta2=beta2,
+                    lr=lr,
+                    weight_decay=weight_decay,
+                    eps=eps,
+                    maximize=False,
                 )
 
         if found_inf is None or not is_capturable(found_inf.device):
@@ -151,8 +163,8 @@ class RepeatedStep:
 def fused_adam_key(optimizer: th.optim.Optimizer) -> Any:
     """
     :param optimizer: any optimizer
-    :return: the options on which optimizers must agree to be stepped by one call; None where a step of this one may be more than
-        the fused Adam kernel
+    :return: the options on which optimizers must agree to be stepped by one call; None where a step of this one may be more
+        than the fused Adam kernel
     """
     if type(optimizer) not in _ADAMS or len(optimizer.param_groups) != 1:
         return None
