@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch as th
@@ -12,8 +12,8 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softvalue.objective import Batch, Metrics
 
-if TYPE_CHECKING:
-    from sb3_softvalue.sacv import SACV
+# A SACV, which knows this file and not the other way round
+Model = Any
 
 _SMALLER = "make rewards smaller (VecNormalize, or reward_scale below 1), lower learning_rate, or set max_grad_norm"
 # What usually helps, by the quantity
@@ -59,7 +59,7 @@ class FiniteCheck:
         # Of VecNormalize, before the step that is being made
         self._statistics: list[dict[str, Any]] = []
 
-    def begin_step(self, model: "SACV") -> None:
+    def begin_step(self, model: Model) -> None:
         """
         Remember the statistics of VecNormalize, whose arrays are replaced and not changed at each step.
 
@@ -68,7 +68,7 @@ class FiniteCheck:
         if model._vec_normalize_env is not None:
             self._statistics = [vars(moments).copy() for moments in _moments(model)]
 
-    def check_first_observation(self, model: "SACV") -> None:
+    def check_first_observation(self, model: Model) -> None:
         """
         :param model: after the reset of its environments
         :raises NonFiniteError: if an observation is not finite
@@ -76,7 +76,7 @@ class FiniteCheck:
         original = model._vec_normalize_env is not None and model._last_original_obs is not None
         self._check_observation(model, model._last_original_obs if original else model._last_obs, "as the episode begins")
 
-    def check_action(self, model: "SACV", actions: np.ndarray) -> None:
+    def check_action(self, model: Model, actions: np.ndarray) -> None:
         """
         :param model: whose policy and action noise gave the actions
         :param actions: scaled, one row for each environment
@@ -86,7 +86,7 @@ class FiniteCheck:
             what = f"The action of environment {index} is {value} at step {model.num_timesteps}"
             self._stop_step(model, "action", f"{what}, as the policy and action_noise gave it")
 
-    def check_transition(self, model: "SACV", new_obs: Any, reward: Any, dones: np.ndarray, infos: Sequence[Any]) -> None:
+    def check_transition(self, model: Model, new_obs: Any, reward: Any, dones: np.ndarray, infos: Sequence[Any]) -> None:
         """
         :param model: whose replay buffer will store the transition
         :param new_obs: one row for each environment, or a dict of such
@@ -110,7 +110,7 @@ class FiniteCheck:
                 rows = {key: [row] for key, row in last.items()} if isinstance(last, Mapping) else [last]
                 self._check_observation(model, rows, "as the episode ended (float32)", index)
 
-    def check_update(self, model: "SACV", batch: Batch, metrics: th.Tensor, found_inf: th.Tensor | None) -> th.Tensor | None:
+    def check_update(self, model: Model, batch: Batch, metrics: th.Tensor, found_inf: th.Tensor | None) -> th.Tensor | None:
         """
         Decide whether an update may be made. On a CPU that is known at once; elsewhere the optimizers are told on the device,
         and ``check_report`` finds out when the losses are read.
@@ -130,7 +130,7 @@ class FiniteCheck:
             self._stop_update(model, batch, metrics, "The update was not made, the model is as before it.")
         return None
 
-    def check_report(self, model: "SACV", batch: Batch, report: th.Tensor) -> None:
+    def check_report(self, model: Model, batch: Batch, report: th.Tensor) -> None:
         """
         :param model: after the updates of a ``train()``
         :param batch: of the last one
@@ -143,7 +143,7 @@ class FiniteCheck:
             aftermath = "The update was not made; the target value has moved on towards V."
             self._stop_update(model, batch, report[n_made], aftermath)
 
-    def _stop_update(self, model: "SACV", batch: Batch, metrics: th.Tensor, aftermath: str) -> NoReturn:
+    def _stop_update(self, model: Model, batch: Batch, metrics: th.Tensor, aftermath: str) -> NoReturn:
         """:raises NonFiniteError: that names what is not finite"""
         self._stop_for_parameters(model)
         values = Metrics(*metrics.tolist())
@@ -153,7 +153,7 @@ class FiniteCheck:
         raise NonFiniteError("loss" if bad else "gradient", what, _describe(model), aftermath)
 
     @th.no_grad()
-    def explain_policy(self, model: "SACV", error: ValueError) -> None:
+    def explain_policy(self, model: Model, error: ValueError) -> None:
         """
         :param model: whose policy could not draw an action
         :param error: what PyTorch's distributions say of a mean or a deviation that is not finite
@@ -167,7 +167,7 @@ class FiniteCheck:
             what = f"The policy's output is not finite at step {model.num_timesteps}, its parameters reach {largest:.3g}"
             raise NonFiniteError("action", what, _describe(model), "No action was taken.") from error
 
-    def _check_observation(self, model: "SACV", observation: Any, when: str, env_index: int | None = None) -> None:
+    def _check_observation(self, model: Model, observation: Any, when: str, env_index: int | None = None) -> None:
         """
         :param observation: one row for each environment, or a dict of such
         :param when: it was seen
@@ -185,7 +185,7 @@ class FiniteCheck:
                 self._stop_step(model, "observation", what)
 
     @th.no_grad()
-    def _is_handled(self, model: "SACV", observation: Any) -> bool:
+    def _is_handled(self, model: Model, observation: Any) -> bool:
         """:return: whether the networks make something finite of an observation that is not finite"""
         if self._statistics or model._vec_normalize_env is not None:
             return False  # it would stay in the statistics
@@ -198,7 +198,7 @@ class FiniteCheck:
         outputs = (mean, log_std, model.value(obs), *model.critic(obs, th.tanh(mean)))
         return all(bool(th.isfinite(output).all()) for output in outputs)
 
-    def _stop_step(self, model: "SACV", quantity: str, what: str) -> NoReturn:
+    def _stop_step(self, model: Model, quantity: str, what: str) -> NoReturn:
         """Leave nothing of a step that cannot be stored: the next ``learn()`` begins with a new episode."""
         env = model._vec_normalize_env
         if env is not None:
@@ -211,7 +211,7 @@ class FiniteCheck:
             truncate_open_episodes(model.replay_buffer)
         raise NonFiniteError(quantity, what, _describe(model), "It was not stored, and the model is as it was before.")
 
-    def _stop_for_parameters(self, model: "SACV", cause: Exception | None = None) -> None:
+    def _stop_for_parameters(self, model: Model, cause: Exception | None = None) -> None:
         """:raises NonFiniteError: if a parameter is not finite"""
         tensors = dict(model.policy.state_dict())
         if model.log_ent_coef is not None:
@@ -270,7 +270,7 @@ def _bad_entries(batch: Batch) -> Iterator[str]:
                 yield f"{name} of {n_bad} of its {len(tensor)} transitions were not"
 
 
-def _moments(model: "SACV") -> Iterator[RunningMeanStd]:
+def _moments(model: Model) -> Iterator[RunningMeanStd]:
     """:return: the running statistics of VecNormalize"""
     env = model._vec_normalize_env
     if env is not None and env.training:
@@ -279,7 +279,7 @@ def _moments(model: "SACV") -> Iterator[RunningMeanStd]:
         yield env.ret_rms
 
 
-def _describe(model: "SACV") -> str:
+def _describe(model: Model) -> str:
     """:return: update, temperature and the largest values, as part of a sentence"""
     parts = [f"update {model._n_updates}", f"temperature α {float(model.temperature().ent_coef):.3g}"]
     buffer = model.replay_buffer

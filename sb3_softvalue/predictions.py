@@ -1,7 +1,7 @@
 """What a trained model says of states and actions: NumPy in, NumPy out. Nothing here changes the model or its training."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -9,24 +9,24 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-if TYPE_CHECKING:
-    from sb3_softvalue.sacv import SACV
+# A SACV, which knows this file and not the other way round
+Model = Any
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
 
-def values(model: "SACV", observation: Observation) -> np.ndarray:
+def values(model: Model, observation: Observation) -> np.ndarray:
     """See ``SACV.predict_values``."""
     return _evaluate(model, observation, lambda obs: model.value(obs).squeeze(dim=1))
 
 
-def q_values(model: "SACV", observation: Observation, actions: np.ndarray) -> np.ndarray:
+def q_values(model: Model, observation: Observation, actions: np.ndarray) -> np.ndarray:
     """See ``SACV.predict_q_values``."""
     scaled = _scale_actions(model, actions)
     return _evaluate(model, observation, lambda obs, scaled: th.cat(model.critic(obs, scaled), dim=1), scaled)
 
 
-def log_prob(model: "SACV", observation: Observation, actions: np.ndarray) -> np.ndarray:
+def log_prob(model: Model, observation: Observation, actions: np.ndarray) -> np.ndarray:
     """See ``SACV.action_log_prob``."""
     space = model.action_space
     assert isinstance(space, spaces.Box)
@@ -38,7 +38,7 @@ def log_prob(model: "SACV", observation: Observation, actions: np.ndarray) -> np
     )
 
 
-def entropy(model: "SACV", observation: Observation, n_samples: int, seed: int) -> np.ndarray:
+def entropy(model: Model, observation: Observation, n_samples: int, seed: int) -> np.ndarray:
     """See ``SACV.entropy``."""
     # A generator of its own, so that the training's draws stay the same
     generator = th.Generator(device=model.device).manual_seed(seed)
@@ -46,7 +46,7 @@ def entropy(model: "SACV", observation: Observation, n_samples: int, seed: int) 
 
 
 def _evaluate(
-    model: "SACV", observation: Observation, function: Callable[..., th.Tensor], scaled_actions: np.ndarray | None = None
+    model: Model, observation: Observation, function: Callable[..., th.Tensor], scaled_actions: np.ndarray | None = None
 ) -> np.ndarray:
     """
     Evaluate a function of the networks on NumPy observations, as ``predict`` does.
@@ -74,7 +74,7 @@ def _evaluate(
     return result if vectorized else result.squeeze(axis=0)
 
 
-def _scale_actions(model: "SACV", actions: np.ndarray) -> np.ndarray:
+def _scale_actions(model: Model, actions: np.ndarray) -> np.ndarray:
     """
     :param actions: in the environment's units, shape (n, *action_shape) or action_shape
     :return: in [-1, 1], shape (n, action_dim), float32

@@ -70,8 +70,8 @@ OBSERVATIONS = [
     box(-1, 1, 0),
     spaces.Text(3),
 ]
-# So many of them can be read
-N_WORKING = 13
+# Those that can be read
+READABLE = [space for space in OBSERVATIONS[:13] if space != spaces.Discrete(3, start=-1)]
 ACTIONS = [
     box(-1, 1, 1),
     spaces.Box(np.float32([-3, 0.5]), np.float32([-1, 100])),
@@ -178,9 +178,7 @@ def shown(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-VALUES = [
-    (name, value, expected) for name, two in OPTIONS.items() for values, expected in zip(two, OUTCOMES) for value in values
-]
+VALUES = [(name, value, OUTCOMES[index]) for name, two in OPTIONS.items() for index in (0, 1) for value in two[index]]
 
 
 @pytest.mark.parametrize("name, value, expected", VALUES, ids=shown)
@@ -193,7 +191,7 @@ def test_each_value_of_each_option(name: str, value: Any, expected: str) -> None
 @pytest.mark.parametrize("action_space", ACTIONS, ids=str)
 def test_each_pair_of_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     options = {"policy": policy_for(observation_space), "learning_starts": 5, "batch_size": 4, "execution": "eager"}
-    works = observation_space in OBSERVATIONS[:N_WORKING] and action_space in ACTIONS[:4]
+    works = observation_space in READABLE and action_space in ACTIONS[:4]
     assert outcome(observation_space, action_space, 1, options) == OUTCOMES[not works]
 
 
@@ -202,7 +200,7 @@ def test_each_pair_of_spaces(observation_space: spaces.Space, action_space: spac
 @given(st.data())
 def test_any_combination(data: st.DataObject) -> None:
     """Options that work by themselves work together, but for the pairs that SB3's buffers and loops cannot do."""
-    observation_space = data.draw(st.sampled_from(OBSERVATIONS[:N_WORKING]))
+    observation_space = data.draw(st.sampled_from(READABLE))
     options: dict[str, Any] = {"policy": policy_for(observation_space), "learning_starts": 5, "execution": "eager"}
     for name in data.draw(st.sets(st.sampled_from(sorted(set(OPTIONS) - {"policy", "execution", "device"})), max_size=8)):
         options[name] = data.draw(st.sampled_from(OPTIONS[name][0]), label=name)
