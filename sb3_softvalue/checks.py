@@ -239,11 +239,26 @@ def _check_replay_buffer(model: SAC) -> None:
                 "optimize_memory_usage needs replay_buffer_kwargs=dict(handle_timeout_termination=False): SB3's replay buffer "
                 "cannot do both."
             )
-        if model.buffer_size // model.n_envs < 2:
+        # A model that only predicts needs no buffer
+        if model.env is not None and model.buffer_size // model.n_envs < 2:
             raise ValueError(
                 f"buffer_size must be at least {2 * model.n_envs}, two transitions of each environment, with "
                 f"optimize_memory_usage, got {model.buffer_size!r}: one of them is always half overwritten."
             )
+
+
+def check_buffer_fits(buffer: ReplayBuffer, model: SAC) -> None:
+    """
+    :param buffer: filled by another model
+    :param model: that will learn from it
+    :raises ValueError: if it was filled in other spaces, or by another number of environments
+    """
+    if buffer.observation_space != model.observation_space or buffer.action_space != model.action_space:
+        raise ValueError("The replay buffer has other observation or action spaces than the model: give the one it filled.")
+    if model.env is not None and buffer.n_envs != model.n_envs:
+        raise ValueError(
+            f"The replay buffer was filled by {buffer.n_envs} environments in parallel, the model has {model.n_envs}."
+        )
 
 
 def check_spaces(env: Any) -> None:

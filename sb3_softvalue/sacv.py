@@ -14,12 +14,13 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TensorDict
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.sac.sac import SAC
 
@@ -230,8 +231,15 @@ class SACV(SAC):
                 # SB3's own choice, about which it would warn if it were ours
                 self.replay_buffer_class = None
         self._warn_once(checks.hint_about_actions(self.action_space))
+        plays_only = self.env is None and issubclass(self.replay_buffer_class or object, HerReplayBuffer)
+        if plays_only:
+            # SB3's buffer for HER needs an environment, a model that only predicts needs none: not made at all
+            assert isinstance(self.observation_space, spaces.Dict)
+            self.replay_buffer = DictReplayBuffer(1, self.observation_space, self.action_space)
         # Not SAC's: it builds on a twin Q target, which does not exist here
         super(SAC, self)._setup_model()
+        if plays_only:
+            self.replay_buffer = None
         self._create_aliases()
         self.target_entropy = checks.target_entropy(self.target_entropy, self.action_space)
         self._setup_ent_coef()
@@ -418,9 +426,19 @@ class SACV(SAC):
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        if self.replay_buffer is None:
+            raise ValueError("A HER model that was loaded without an environment only predicts: load it with env=.")
+        if isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
+            self.action_noise = self.action_noise.base_noise
         if self.check_finite:
             self._finite_check.begin_step(self)
         result = super()._setup_learn(*args, **kwargs)
+        if self.replay_buffer.size() == 0 and self.num_timesteps > self.learning_starts and self.gradient_steps != 0:
+            warnings.warn(
+                "The replay buffer is empty and learning_starts has passed: the first updates learn from few transitions. Use "
+                "load_replay_buffer, or set model.learning_starts to model.num_timesteps + 1000, say.",
+                stacklevel=3,
+            )
         if self.check_finite:
             self._finite_check.check_first_observation(self)
         return result
@@ -493,6 +511,23 @@ class SACV(SAC):
             model.ent_coef = ent_coef
             model._setup_ent_coef()
         return model
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file, see ``OffPolicyAlgorithm.load_replay_buffer``.
+
+        :param path: Path to the pickled replay buffer (a pickle runs code: only files that you trust).
+        :param truncate_last_traj: With ``HerReplayBuffer``, whether the last trajectory is over
+        :raises ValueError: if it was filled in other spaces, or by another number of environments
+        """
+        before = self.replay_buffer
+        super().load_replay_buffer(path, truncate_last_traj)
+        try:
+            assert self.replay_buffer is not None
+            checks.check_buffer_fits(self.replay_buffer, self)
+        except ValueError:
+            self.replay_buffer = before
+            raise
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"

@@ -151,7 +151,7 @@ def test_refusals(tmp_path):
         SACV.from_sac(sac, box_env(4))
     with pytest.raises(ValueError, match="other observation or action spaces"):
         SACV.from_sac(sac, replay_buffer=filled(box_env(4)).replay_buffer)
-    with pytest.raises(ValueError, match="env has 2"):
+    with pytest.raises(ValueError, match="the model has 2"):
         SACV.from_sac(sac, DummyVecEnv([box_env] * 2), replay_buffer=filled(box_env()).replay_buffer)
     with pytest.raises(ValueError, match="wrapped in it"):
         SACV.from_sac(small(SAC, VecNormalize(DummyVecEnv([box_env]))), box_env())

@@ -114,7 +114,8 @@ def from_sac(
         _share_replay_buffer(model, replay_buffer)
     elif replay_buffer is not None:
         model.load_replay_buffer(replay_buffer)
-    _check_replay_buffer(model)
+    assert model.replay_buffer is not None
+    checks.check_buffer_fits(model.replay_buffer, model)
     _collect(model, collect_steps)
     if model.replay_buffer is not None and model.replay_buffer.size() > 0:
         # The warm-up is over: random actions would only take the place of better ones
@@ -262,21 +263,6 @@ def _share_replay_buffer(model: SAC, replay_buffer: ReplayBuffer) -> None:
     replay_buffer.device = model.device
     if isinstance(replay_buffer, HerReplayBuffer) and replay_buffer.env is None and model.env is not None:
         replay_buffer.set_env(model.env)
-
-
-def _check_replay_buffer(model: SAC) -> None:
-    """
-    :raises ValueError: if the transitions are not those of the model's environments
-    """
-    buffer = model.replay_buffer
-    assert buffer is not None
-    if buffer.observation_space != model.observation_space or buffer.action_space != model.action_space:
-        raise ValueError("The replay buffer has other observation or action spaces than the SAC: give the one it filled.")
-    if model.env is not None and buffer.n_envs != model.n_envs:
-        raise ValueError(
-            f"The replay buffer was filled by {buffer.n_envs} environments in parallel but env has "
-            f"{model.n_envs}: give as many."
-        )
 
 
 def _collect(model: Any, n_transitions: int) -> None:
