@@ -387,5 +387,6 @@ def test_a_model_saved_by_version_0_1_0_still_loads_and_learns():
     np.testing.assert_allclose(values, [-0.0763801, -0.3236252, 0.0872337], atol=1e-6)
     np.testing.assert_allclose(actions.squeeze(axis=1), [-0.2520926, -0.3400034, -1.1060392], atol=1e-6)
     assert model._n_updates == 250 and model.vf_learning_rate == 1e-3
-    model.learn(60, reset_num_timesteps=False)
+    with pytest.warns(UserWarning, match="The replay buffer is empty"):
+        model.learn(60, reset_num_timesteps=False)
     assert model._n_updates > 250
