@@ -5,16 +5,14 @@ from typing import Any
 import pytest
 import torch as th
 
-# Ways in which a gradient step can run, with the keywords of SACV that choose it. A test that takes the ``execution``
-# fixture is run once for each of them. Compiling takes seconds each time: test_execution.py compares the compiled and the
-# captured executions with the eager one, in scenarios that hold what these tests vary.
-EXECUTIONS: dict[str, dict[str, Any]] = {"eager": {"execution": "eager"}}
 
-
-@pytest.fixture(params=EXECUTIONS)
-def execution(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Keywords of SACV that choose how a gradient step runs."""
-    return EXECUTIONS[request.param]
+@pytest.fixture
+def execution() -> dict[str, Any]:
+    """
+    Keywords of SACV for tests of what an update computes. Eager is the execution by which it is defined; test_execution.py
+    compares every other one with it, since compiling here would take seconds for each test.
+    """
+    return {"execution": "eager"}
 
 
 @pytest.fixture(scope="session", autouse=True)
