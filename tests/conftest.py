@@ -1,5 +1,6 @@
 """Fixtures of the whole suite."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,24 @@ def execution() -> dict[str, Any]:
     compares every other one with it, since compiling here would take seconds for each test.
     """
     return {"execution": "eager"}
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[th.fx.GraphModule]:
+    """
+    Dynamo traces as ever, and Inductor, which takes ten seconds for each graph, leaves it as it is: the numbers are those of
+    eager updates to the bit. Gives the graphs that were compiled.
+    """
+    import torch._inductor
+
+    graphs: list[th.fx.GraphModule] = []
+
+    def compile_nothing(graph: th.fx.GraphModule, inputs: Sequence[th.Tensor], options: Any = None) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", compile_nothing)
+    return graphs
 
 
 @pytest.fixture(scope="session", autouse=True)

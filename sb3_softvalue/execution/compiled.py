@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch as th
+from stable_baselines3.common import preprocessing
 from torch import nn
 from torch.fx import GraphModule
 
@@ -175,6 +176,8 @@ def tracing() -> Iterator[None]:
     """One at a time, with ``torch.autograd.grad`` inside the graph, and without the compiler's internal warnings."""
     import torch._dynamo
 
+    # It looks at the bounds of a space by NumPy, which would become a computation of the graph
+    th.compiler.assume_constant_result(preprocessing.is_image_space)
     config: Any = torch._dynamo.config
     traces = config.patch(trace_autograd_ops=True) if hasattr(config, "trace_autograd_ops") else nullcontext()
     with _LOCK, traces, warnings.catch_warnings():

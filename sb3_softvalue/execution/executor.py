@@ -109,7 +109,9 @@ class Executor:
             try:
                 return self._gradients(objective, params, inputs, update_actor)
             except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                # What a compiler raises comes wrapped by Dynamo
+                cause = getattr(error, "inner_exception", error)
+                reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
                 self._fall_back(f"{self.resolved!r} failed with {reason}", error)
                 return eager_gradients(objective, params, inputs, update_actor)
 
