@@ -243,7 +243,7 @@ def report(metrics: Metrics, gradients: Sequence[th.Tensor | None]) -> th.Tensor
     """
     losses = th.stack(metrics[:-1])
     # A sum is finite only if all that is summed is
-    total = losses.sum() + th.stack([gradient.sum() for gradient in gradients if gradient is not None]).sum()
+    total = th.stack([losses.sum(), *(gradient.sum() for gradient in gradients if gradient is not None)]).sum()
     return th.cat([losses, th.isfinite(total).logical_not().to(losses.dtype).reshape(1)])
 
 

@@ -1,20 +1,37 @@
 """Fixtures of the whole suite."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch as th
 
-# Ways in which a gradient step can run, with the keywords of SACV that choose it. A test that takes the ``execution``
-# fixture is run once for each of them. Compiling takes seconds each time: test_execution.py compares the compiled and the
-# captured executions with the eager one, in scenarios that hold what these tests vary.
-EXECUTIONS: dict[str, dict[str, Any]] = {"eager": {"execution": "eager"}}
+
+@pytest.fixture
+def execution() -> dict[str, Any]:
+    """
+    Keywords of SACV for tests of what an update computes. Eager is the execution by which it is defined; test_execution.py
+    compares every other one with it, since compiling here would take seconds for each test.
+    """
+    return {"execution": "eager"}
 
 
-@pytest.fixture(params=EXECUTIONS)
-def execution(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Keywords of SACV that choose how a gradient step runs."""
-    return EXECUTIONS[request.param]
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[th.fx.GraphModule]:
+    """
+    Dynamo traces as ever, and Inductor, which takes ten seconds for each graph, leaves it as it is: the numbers are those of
+    eager updates to the bit. Gives the graphs that were compiled.
+    """
+    import torch._inductor
+
+    graphs: list[th.fx.GraphModule] = []
+
+    def compile_nothing(graph: th.fx.GraphModule, inputs: Sequence[th.Tensor], options: Any = None) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", compile_nothing)
+    return graphs
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
 """Small environments, extractors and models that the tests share."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -159,6 +160,11 @@ def box_env(n_observations: int = 3) -> RandomEnv:
     return RandomEnv(spaces.Box(-1.0, 1.0, shape=(n_observations,), dtype=np.float32))
 
 
+def image_env() -> RandomEnv:
+    """An environment of small images, channel last."""
+    return RandomEnv(spaces.Box(0, 255, shape=(36, 36, 1), dtype=np.uint8))
+
+
 def dict_space(image: bool = False) -> spaces.Dict:
     """A Dict space, with an image (channel last, as environments give it) if asked for."""
     space = {
@@ -239,6 +245,16 @@ def train(model: SACV, gradient_steps: int) -> dict[str, float]:
         model.set_logger(Logger(folder=None, output_formats=[]))
     model.train(gradient_steps, model.batch_size)
     return dict(model.logger.name_to_value)
+
+
+def everything(model: Any) -> dict[str, Any]:
+    """Copies of all that training changes."""
+    # State dicts are views of what is trained on
+    state = copy.deepcopy(model.get_parameters())
+    names = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining", "target_entropy", "ent_coef")
+    state |= {name: getattr(model, name) for name in names}
+    state["alpha"] = (model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef).detach().clone()
+    return state
 
 
 def parameters_of(module: nn.Module) -> dict[str, th.Tensor]:

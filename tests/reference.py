@@ -1,6 +1,6 @@
 """SAC with a value network written a second time, as plainly as possible, from the paper's equations.
 
-It shares no code with the package: SB3's own actor and critic, ``th.distributions``, one loss after the other with its own
+It shares no code with the package but reads its options: SB3's own actor and critic, ``th.distributions``, one loss after the other with its own
 backward pass, plain optimizers. All gradients are taken at the weights before the step, as in the authors' code.
 """
 
@@ -12,6 +12,8 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 from torch.distributions import Normal, Uniform
+
+from sb3_softvalue import SACV
 
 
 class ReferenceSAC:
@@ -27,6 +29,7 @@ class ReferenceSAC:
     :param action_prior: "uniform", "normalized_uniform" (density 2^-d) or "normal" (N(0, I))
     :param reward_scale: factor of the rewards
     :param max_grad_norm: of each network by itself
+    :param policy_delay: the actor and α are stepped at every so many updates only
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class ReferenceSAC:
         action_prior: str = "uniform",
         reward_scale: float = 1.0,
         max_grad_norm: float | None = None,
+        policy_delay: int = 1,
     ) -> None:
         self.observation_space = policy.observation_space
         self.actor = copy.deepcopy(policy.actor)
@@ -63,6 +67,7 @@ class ReferenceSAC:
         self.action_prior = action_prior
         self.reward_scale = reward_scale
         self.max_grad_norm = max_grad_norm
+        self.policy_delay = policy_delay
         self.n_updates = 0
 
         # One parameter at a time: no fused or batched kernels
@@ -164,6 +169,8 @@ class ReferenceSAC:
         """One whole update; gives the losses before it."""
         gradients = self.gradients(batch, noise)
         for name, optimizer in self.optimizers.items():
+            if name in ("actor", "ent_coef") and (self.n_updates + 1) % self.policy_delay:
+                continue
             params = optimizer.param_groups[0]["params"]
             for param, gradient in zip(params, gradients[name][1], strict=True):
                 param.grad = gradient
@@ -195,3 +202,21 @@ class ReferenceSAC:
             name: [optimizer.state[param] for param in optimizer.param_groups[0]["params"]]
             for name, optimizer in self.optimizers.items()
         }
+
+
+def make_reference(model: SACV) -> ReferenceSAC:
+    """From the model's present networks, with its options."""
+    return ReferenceSAC(
+        model.policy,
+        optimizer_class=model.policy.optimizer_class,
+        learning_rate=model.learning_rate,
+        log_ent_coef=model.log_ent_coef,
+        ent_coef=None if model.log_ent_coef is not None else model.ent_coef_tensor.item(),
+        target_entropy=model.target_entropy,
+        tau=model.tau,
+        target_update_interval=model.target_update_interval,
+        action_prior=model.action_prior,
+        reward_scale=model.reward_scale,
+        max_grad_norm=model.max_grad_norm,
+        policy_delay=model.policy_delay,
+    )

@@ -6,9 +6,10 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_softvalue import SACV, equations, update
+from sb3_softvalue import SACV, equations
+from sb3_softvalue.objective import Batch, JointObjective, Metrics, UpdateInputs
 from tests.helpers import DoubleExtractor, as_double, assert_same, box_env, small
-from tests.reference import ReferenceSAC
+from tests.reference import make_reference
 
 BATCH_SIZE = 16
 OWNERS = {"soft_q_loss": "critic", "soft_value_loss": "value", "policy_loss": "actor", "temperature_loss": "ent_coef"}
@@ -26,7 +27,7 @@ def double_model(ent_coef: str | float = "auto_0.3", action_prior: str = "unifor
     return model
 
 
-def random_batch(n_steps: bool = False) -> tuple[update.Batch, th.Tensor]:
+def random_batch(n_steps: bool = False) -> tuple[Batch, th.Tensor]:
     """A batch with some terminal transitions, and the noise of its gradient step."""
     generator = th.Generator().manual_seed(2)
 
@@ -36,9 +37,9 @@ def random_batch(n_steps: bool = False) -> tuple[update.Batch, th.Tensor]:
     # float32 as from a buffer: SB3 casts observations to it
     observations, next_observations = randn(2, BATCH_SIZE, 3).float()
     dones = (randn(BATCH_SIZE, 1) > 0.5).double()
-    discounts = 0.9 ** (1 + th.arange(BATCH_SIZE).double().reshape(-1, 1) % 3) if n_steps else 0.9
+    discounts = 0.9 ** (1 + th.arange(BATCH_SIZE).double().reshape(-1, 1) % 3) if n_steps else th.full((BATCH_SIZE, 1), 0.9).double()
     actions = th.tanh(randn(BATCH_SIZE, 2))
-    batch = update.Batch(observations, actions, next_observations, dones, 3 * randn(BATCH_SIZE, 1), discounts)
+    batch = Batch(observations, actions, next_observations, dones, 3 * randn(BATCH_SIZE, 1), discounts)
     return batch, randn(BATCH_SIZE, 2)
 
 
@@ -58,12 +59,10 @@ def owned_params(model: SACV) -> dict[str, dict[str, th.Tensor]]:
     return params
 
 
-def evaluate(
-    model: SACV, batch: update.Batch, noise: th.Tensor, reward_scale: float = 1.0
-) -> tuple[th.Tensor, update.Metrics]:
+def evaluate(model: SACV, batch: Batch, noise: th.Tensor) -> tuple[th.Tensor, Metrics]:
     model.policy.set_training_mode(True)
-    objective = update.JointObjective(model.policy, model.action_prior)
-    return objective(batch, noise, model._temperature(), reward_scale)
+    objective = JointObjective(model.actor, model.critic, model.value, model.value_target, model.action_prior)
+    return objective(UpdateInputs(batch, noise, model.temperature()))
 
 
 def gradients(model: SACV, objective: th.Tensor) -> dict[str, dict[str, th.Tensor | None]]:
@@ -74,17 +73,6 @@ def gradients(model: SACV, objective: th.Tensor) -> dict[str, dict[str, th.Tenso
     return {name: {key: next(grads) for key in group} for name, group in params.items()}
 
 
-def make_reference(model: SACV, reward_scale: float = 1.0) -> ReferenceSAC:
-    return ReferenceSAC(
-        model.policy,
-        log_ent_coef=model.log_ent_coef,
-        ent_coef=None if model.log_ent_coef is not None else model.ent_coef_tensor.item(),
-        target_entropy=model.target_entropy,
-        action_prior=model.action_prior,
-        reward_scale=reward_scale,
-    )
-
-
 @pytest.mark.parametrize("share_features_extractor", [False, True])
 @pytest.mark.parametrize("n_critics", [1, 2, 3])
 @pytest.mark.parametrize("action_prior", ["uniform", "normalized_uniform", "normal"])
@@ -93,8 +81,9 @@ def make_reference(model: SACV, reward_scale: float = 1.0) -> ReferenceSAC:
 def test_joint_gradient(share_features_extractor, n_critics, action_prior, ent_coef, n_steps):
     model = double_model(ent_coef, action_prior, n_critics=n_critics, share_features_extractor=share_features_extractor)
     batch, noise = random_batch(n_steps)
-    objective, metrics = evaluate(model, batch, noise, reward_scale=2.5)
-    expected = make_reference(model, reward_scale=2.5).gradients(batch, noise)
+    objective, metrics = evaluate(model, batch._replace(rewards=2.5 * batch.rewards), noise)
+    model.reward_scale = 2.5
+    expected = make_reference(model).gradients(batch, noise)
 
     actual = gradients(model, objective)
     assert set(actual) == set(expected)
@@ -163,7 +152,7 @@ def test_which_gradient_depends_on_what(changed, affected):
     before = gradients(model, evaluate(model, batch, noise)[0])
 
     with th.no_grad():
-        if changed in update.Batch._fields:
+        if changed in Batch._fields:
             field = getattr(batch, changed)
             batch = batch._replace(**{changed: 1.0 - field if changed == "dones" else 0.5 * field})
         elif changed == "noise":
@@ -198,7 +187,7 @@ def test_metrics():
     for name, number in expected.items():
         # α is 0.3 up to the float32 in which its logarithm starts
         assert getattr(metrics, name).item() == pytest.approx(number, rel=1e-7 if name == "ent_coef" else 1e-12), name
-    assert all(metric.shape == () and not metric.requires_grad for metric in metrics)
+    assert all(metric.shape == () and not metric.requires_grad for metric in metrics[:-1])
 
 
 def test_fixed_temperature_has_no_loss():

@@ -7,7 +7,6 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 
 from sb3_softvalue import SACV
@@ -20,33 +19,18 @@ from tests.helpers import (
     box_env,
     dict_space,
     filled,
+    image_env,
     record_samples,
     split_samples,
     train,
 )
-from tests.reference import ReferenceSAC
+from tests.reference import ReferenceSAC, make_reference
 
 # Several sizes of train() calls, so that batches come from the buffer one by one and in chunks
 GRADIENT_STEPS = (1, 4, 1, 19, 25)
 # Rounding of two orders of summation, over 50 updates. In float32 Adam turns the rounding of a gradient near zero into
 # a difference of a part of the learning rate (1e-3), which is why the absolute tolerance is not smaller.
 TOLERANCE = {th.float64: dict(rtol=1e-11, atol=1e-11), th.float32: dict(rtol=1e-3, atol=2e-4)}
-
-
-def make_reference(model: SACV) -> ReferenceSAC:
-    return ReferenceSAC(
-        model.policy,
-        optimizer_class=model.policy.optimizer_class,
-        learning_rate=model.learning_rate,
-        log_ent_coef=model.log_ent_coef,
-        ent_coef=None if model.log_ent_coef is not None else model.ent_coef_tensor.item(),
-        target_entropy=model.target_entropy,
-        tau=model.tau,
-        target_update_interval=model.target_update_interval,
-        action_prior=model.action_prior,
-        reward_scale=model.reward_scale,
-        max_grad_norm=model.max_grad_norm,
-    )
 
 
 @contextmanager
@@ -186,6 +170,7 @@ OPTIONS = {
     "gradient clipping": dict(max_grad_norm=0.05),
     "soft target every third update": dict(tau=0.3, target_update_interval=3),
     "hard target every seventh update": dict(tau=1.0, target_update_interval=7),
+    "actor and temperature every second update": dict(policy_delay=2, tau=0.3),
     "one critic": dict(policy_kwargs=dict(net_arch=[8], n_critics=1)),
     "four critics": dict(policy_kwargs=dict(net_arch=[8], n_critics=4)),
     "target entropy": dict(target_entropy=-0.5),
@@ -207,12 +192,12 @@ ENVS = {
     "time limit": (lambda: gym.wrappers.TimeLimit(ClockEnv(), 5), "MlpPolicy", {}),
     "HER": (PointGoalEnv, "MultiInputPolicy", dict(replay_buffer_class=HerReplayBuffer)),
     "image": (
-        lambda: RandomEnv(spaces.Box(0, 255, shape=(36, 36, 1), dtype="uint8")),
+        image_env,
         "CnnPolicy",
         dict(policy_kwargs=dict(net_arch=[8], features_extractor_kwargs=dict(features_dim=8))),
     ),
     "shared image": (
-        lambda: RandomEnv(spaces.Box(0, 255, shape=(36, 36, 1), dtype="uint8")),
+        image_env,
         "CnnPolicy",
         dict(policy_kwargs=dict(net_arch=[8], features_extractor_kwargs=dict(features_dim=8), share_features_extractor=True)),
     ),

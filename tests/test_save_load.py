@@ -23,7 +23,9 @@ from tests.helpers import (
     box_env,
     dict_space,
     differs,
+    everything,
     filled,
+    image_env,
     parameters_of,
     rng_state,
     save_and_load,
@@ -31,28 +33,6 @@ from tests.helpers import (
     small,
     train,
 )
-
-
-def everything(model: Any) -> dict[str, Any]:
-    """All that training changes."""
-    # Copied: state dicts are views of what goes on changing
-    state = {key: _copy(value) for key, value in model.get_parameters().items()}
-    names = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining", "target_entropy", "ent_coef")
-    state |= {name: getattr(model, name) for name in names}
-    state["alpha"] = _copy(model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef)
-    return state
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copy(item) for item in value]
-    return value.detach().clone() if isinstance(value, th.Tensor) else value
-
-
-def image_env() -> RandomEnv:
-    return RandomEnv(spaces.Box(0, 255, shape=(36, 36, 1), dtype=np.uint8))
 
 
 CONTINUED: dict[str, Any] = {

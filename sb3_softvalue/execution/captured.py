@@ -83,7 +83,6 @@ class CapturedGradients:
         self._objective: JointObjective | None = None
         self._keys: dict[bool, Any] = {}
         self._graphs: dict[bool, CapturedGraph] = {}
-        self._used: list[bool] = []
 
     def __call__(
         self, objective: JointObjective, params: Sequence[th.Tensor], inputs: UpdateInputs, update_actor: bool = True

@@ -10,10 +10,11 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch as th
+from stable_baselines3.common import preprocessing
 from torch import nn
 from torch.fx import GraphModule
 
@@ -53,6 +54,8 @@ class CompiledGradients:
         self._state = ModuleState(nn.Module())
         self._objective: JointObjective | None = None
         self._direct: dict[Any, DirectCall] = {}
+        # What Dynamo has been called with since the networks last changed
+        self._called: set[Any] = set()
         self._last_call: tuple[Callable[..., Any], Sequence[th.Tensor]] | None = None
 
     def __call__(
@@ -61,30 +64,39 @@ class CompiledGradients:
         """See ``objective.eager_gradients``."""
         leaves: list[th.Tensor] = []
         map_tensors(leaves.append, inputs)
+        if objective is not self._objective:
+            self._by_dynamo = {}  # no graph of the networks before will be used again
         if objective is not self._objective or not self._state.is_current():
-            self._objective, self._state, self._direct = objective, ModuleState(objective), {}
+            self._objective, self._state, self._direct, self._called = objective, ModuleState(objective), {}, set()
         if self._state.has_hooks() or has_hooks(params):
             return eager_gradients(objective, params, inputs, update_actor)
         key = update_actor, signature(leaves)
         direct = self._direct.get(key)
         if direct is not None and direct.has_params(params):
             return direct(leaves)
-        gradients = self._call_by_dynamo(objective, params, inputs, update_actor)
+        gradients = self._call_by_dynamo(key, objective, params, inputs)
         if self._state.is_plain and self._last_call is not None:
             self._direct[key] = DirectCall(*self._last_call, leaves, params, gradients[0])
             self._last_call = None
         return gradients
 
     def _call_by_dynamo(
-        self, objective: JointObjective, params: Sequence[th.Tensor], inputs: UpdateInputs, update_actor: bool
+        self, key: tuple[bool, Any], objective: JointObjective, params: Sequence[th.Tensor], inputs: UpdateInputs
     ) -> Gradients:
-        """See ``objective.eager_gradients``."""
-        if update_actor in self._by_dynamo:
-            return self._by_dynamo[update_actor](objective, params, inputs, update_actor)
+        """
+        :param key: ``update_actor``, and what it may have to compile for
+        :return: see ``objective.eager_gradients``
+        """
+        update_actor, _ = key
+        if key in self._called:
+            # An attribute of a module may have changed: only Dynamo knows, and cannot compile outside of tracing()
+            with suppress(Exception):
+                return self._by_dynamo[update_actor](objective, params, inputs, update_actor)
         with tracing():
-            by_dynamo = compile_gradients(self._backend(inputs))
+            by_dynamo = self._by_dynamo.get(update_actor) or compile_gradients(self._backend(inputs))
             gradients = by_dynamo(objective, params, inputs, update_actor)
         self._by_dynamo[update_actor] = by_dynamo
+        self._called.add(key)
         return gradients
 
     def _backend(self, inputs: UpdateInputs) -> Callable[..., Any]:
@@ -164,6 +176,8 @@ def tracing() -> Iterator[None]:
     """One at a time, with ``torch.autograd.grad`` inside the graph, and without the compiler's internal warnings."""
     import torch._dynamo
 
+    # It looks at the bounds of a space by NumPy, which would become a computation of the graph
+    th.compiler.assume_constant_result(preprocessing.is_image_space)
     config: Any = torch._dynamo.config
     traces = config.patch(trace_autograd_ops=True) if hasattr(config, "trace_autograd_ops") else nullcontext()
     with _LOCK, traces, warnings.catch_warnings():

@@ -1,5 +1,6 @@
 """Computes the gradients of an update in the way that was chosen."""
 
+import operator
 import random
 import warnings
 from collections.abc import Sequence
@@ -108,7 +109,9 @@ class Executor:
             try:
                 return self._gradients(objective, params, inputs, update_actor)
             except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                # What a compiler raises comes wrapped by Dynamo
+                cause = getattr(error, "inner_exception", error)
+                reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
                 self._fall_back(f"{self.resolved!r} failed with {reason}", error)
                 return eager_gradients(objective, params, inputs, update_actor)
 
@@ -154,12 +157,14 @@ def _observed_gradients(
         problem = None
     generators = {"NumPy": _numpy_state, "Python": random.getstate, "PyTorch": _torch_state}
     before = {name: state() for name, state in generators.items()}
-    versions = [(id(buffer), buffer._version) for buffer in objective.buffers()]
+    buffers = list(objective.buffers())
+    versions = [buffer._version for buffer in buffers]
     gradients = eager_gradients(objective, params, inputs, update_actor)
     drawn = [name for name, state in generators.items() if state() != before[name]]
     if problem is None and drawn:
         problem = f"a network draws random numbers ({', '.join(drawn)})"
-    if problem is None and [(id(buffer), buffer._version) for buffer in objective.buffers()] != versions:
+    is_same = [buffer._version for buffer in buffers] == versions and all(map(operator.is_, objective.buffers(), buffers))
+    if problem is None and not is_same:
         problem = "a network changes its buffers, as batch normalization does"
     return gradients, problem
 

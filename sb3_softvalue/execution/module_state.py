@@ -54,6 +54,8 @@ class ModuleState:
         for child in self._modules:
             if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
                 return True
+            if "forward" in vars(child):  # replaced on the object itself
+                return True
         return False
 
 

@@ -40,6 +40,10 @@ class OptimizerStep:
         # By the optimizers that are stepped together
         self._repeated: dict[tuple[int, ...], RepeatedStep] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy begins without graphs, which cannot be copied
+        return type(self), ()
+
     def __call__(
         self,
         optimizers: Sequence[th.optim.Optimizer],
@@ -76,6 +80,7 @@ class OptimizerStep:
                 together.setdefault(key, []).append((optimizer, own, states))
             elif found_inf is None or not found_inf.item():
                 # Its own step knows no such flag, so that the device has to be waited for
+                _forget_frozen(optimizer)
                 optimizer.step()
         for (decoupled, *settings), members in together.items():
             self._step_together(decoupled, settings, members, found_inf)
@@ -126,6 +131,14 @@ class OptimizerStep:
         repeated = self._repeated.setdefault(tuple(id(optimizer) for optimizer, _, _ in members), RepeatedStep())
         tensors = (*params, *gradients, *averages, *squares, *steps)
         repeated(step, found_inf, (decoupled, settings, [tensor.data_ptr() for tensor in tensors]))
+
+
+def _forget_frozen(optimizer: th.optim.Optimizer) -> None:
+    """Remove gradients from before a parameter was frozen, by which the optimizer would step it."""
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if not param.requires_grad:
+                param.grad = None
 
 
 class RepeatedStep:
