@@ -55,6 +55,20 @@ def normal_log_prior(actions: th.Tensor) -> th.Tensor:
     return (-0.5 * actions**2 - LOG_SQRT_2PI).sum(dim=-1, keepdim=True)
 
 
+def action_log_prior(action_prior: str, actions: th.Tensor) -> th.Tensor | float:
+    """
+    log p(a) of Eq. 6 and Eq. 12. "uniform" leaves the constant out: the bonus is the entropy α·H(π). "normalized_uniform" has
+    the density 2^-d of the cube [-1, 1]^d: the bonus is -α·KL(π || p), which is zero for a uniform policy.
+
+    :param action_prior: "uniform", "normalized_uniform" or "normal"
+    :param actions: squashed actions in [-1, 1], shape (batch, action_dim)
+    :return: in nats, a number where it is the same for all actions, else of shape (batch, 1)
+    """
+    if action_prior == "normal":
+        return normal_log_prior(actions)
+    return -actions.shape[-1] * math.log(2.0) if action_prior == "normalized_uniform" else 0.0
+
+
 def min_over_critics(q_values: Sequence[th.Tensor]) -> th.Tensor:
     """
     Minimum over all critics, min_i Q_i(s, a), used in Eq. 6 and Eq. 13 against over-estimation.
@@ -99,7 +113,7 @@ def soft_value_target(
     :param min_q_values: at a fresh action of the current policy, shape (batch, 1)
     :param log_prob: log π(a|s) of that action, shape (batch, 1)
     :param ent_coef: temperature α (1/reward scale in the paper), scalar or shape (1,)
-    :param log_prior: log p(a), shape (batch, 1); zero for the uniform prior
+    :param log_prior: log p(a), a number or of shape (batch, 1), see ``action_log_prior``
     :return: shape (batch, 1)
     """
     return min_q_values - ent_coef * (log_prob - log_prior)
@@ -125,7 +139,7 @@ def policy_loss(
     :param min_q_values: shape (batch, 1)
     :param log_prob: log π(a|s), shape (batch, 1)
     :param ent_coef: temperature α, scalar or shape (1,)
-    :param log_prior: log p(a), shape (batch, 1); zero for the uniform prior
+    :param log_prior: log p(a), a number or of shape (batch, 1), see ``action_log_prior``
     :return: scalar
     """
     return -soft_value_target(min_q_values, log_prob, ent_coef, log_prior).mean()

@@ -21,8 +21,9 @@ class Readings(SAC):
     def predict_values(self, observation: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         """
         Soft state values V(s): what the policy is expected to collect from s on, Σ_k γ^k (r_{t+k} + α·H(π(·|s_{t+k}))),
-        k from 0 (Eq. 3 of the paper). Discounted by ``gamma``, entropy included (with ``action_prior="normal"``, minus
-        the divergence from the prior instead), in the reward's scale after ``reward_scale`` and after ``VecNormalize``.
+        k from 0 (Eq. 3 of the paper). Discounted by ``gamma``, entropy included (where ``action_prior`` is
+        not "uniform", minus the divergence from the prior instead), in the reward's scale after ``reward_scale`` and after
+        ``VecNormalize``.
 
         :param observation: as ``predict`` takes it, one observation or a batch of n, normalized if the model was trained
             with ``VecNormalize``

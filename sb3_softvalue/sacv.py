@@ -71,8 +71,10 @@ class SACV(Readings, Saving, Guarded):
     :param ent_coef_learning_rate: learning rate of the temperature, number or schedule; None takes ``learning_rate``
     :param max_grad_norm: the maximum gradient norm of each optimizer (actor, critics, value, temperature) by itself;
         None does not clip
-    :param action_prior: "uniform", or "normal" to maximise the negative divergence from N(0, I) over the squashed action
-        instead of the entropy, as the authors' code can
+    :param action_prior: p(a) over the squashed action, of which the objective maximises α·(log p(a) - log π(a|s)): "uniform"
+        leaves its constant out, which makes the bonus the entropy; "normalized_uniform" has it (d·ln 2 nats a step less, so
+        that no bonus is positive: the same optimal policy, but where episodes end early; there it takes away a reward for
+        staying alive); "normal" is N(0, I), as in the authors' code
     :param execution: how the update runs: "eager", "compiled", "cuda_graph"; "auto" takes "compiled" or "cuda_graph" where it
         is possible and repays itself; all agree up to rounding. "mixed" is "compiled" with large products in bfloat16.
     """

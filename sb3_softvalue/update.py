@@ -19,7 +19,7 @@ from torch.func import functional_call
 from sb3_softvalue import equations
 from sb3_softvalue.policies import SACVPolicy
 
-ACTION_PRIORS = ("uniform", "normal")
+ACTION_PRIORS = ("uniform", "normalized_uniform", "normal")
 
 
 class Batch(NamedTuple):
@@ -206,7 +206,7 @@ class JointObjective(nn.Module):
         ent_coef = temperature.ent_coef
         self.order.begin()
         actions_pi, log_prob = sample_actions(self.actor, batch.observations, noise)
-        log_prior = equations.normal_log_prior(actions_pi) if self.action_prior == "normal" else 0.0
+        log_prior = equations.action_log_prior(self.action_prior, actions_pi)
 
         with self.order.aside():
             with th.no_grad():

@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import Normal, Uniform
 
 
 class ReferenceSAC:
@@ -24,7 +24,7 @@ class ReferenceSAC:
     :param target_entropy: in nats
     :param tau: of the target's moving average
     :param target_update_interval: in updates
-    :param normal_prior: whether the action prior is N(0, I)
+    :param action_prior: "uniform", "normalized_uniform" (density 2^-d) or "normal" (N(0, I))
     :param reward_scale: factor of the rewards
     :param max_grad_norm: of each network by itself
     """
@@ -39,7 +39,7 @@ class ReferenceSAC:
         target_entropy: float = 0.0,
         tau: float = 0.005,
         target_update_interval: int = 1,
-        normal_prior: bool = False,
+        action_prior: str = "uniform",
         reward_scale: float = 1.0,
         max_grad_norm: float | None = None,
     ) -> None:
@@ -60,7 +60,7 @@ class ReferenceSAC:
         self.target_entropy = target_entropy
         self.tau = tau
         self.target_update_interval = target_update_interval
-        self.normal_prior = normal_prior
+        self.action_prior = action_prior
         self.reward_scale = reward_scale
         self.max_grad_norm = max_grad_norm
         self.n_updates = 0
@@ -109,8 +109,10 @@ class ReferenceSAC:
         return action, log_prob.unsqueeze(1)
 
     def relative_log_prob(self, actions: th.Tensor, log_prob: th.Tensor) -> th.Tensor:
-        if not self.normal_prior:
+        if self.action_prior == "uniform":
             return log_prob
+        if self.action_prior == "normalized_uniform":
+            return log_prob - Uniform(-th.ones_like(actions), th.ones_like(actions)).log_prob(actions).sum(1, keepdim=True)
         return log_prob - Normal(0.0, 1.0).log_prob(actions).sum(1, keepdim=True)
 
     def gradients(self, batch: Any, noise: th.Tensor) -> dict[str, tuple[th.Tensor, list[th.Tensor]]]:

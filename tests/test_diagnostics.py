@@ -193,7 +193,7 @@ def test_learned_value_against_the_closed_form() -> None:
     assert len(result.returns) == 400
 
 
-def test_normal_prior_enters_the_bonus_and_the_q_side() -> None:
+def test_prior_enters_the_bonus_and_the_q_side() -> None:
     obs = np.linspace(-1.0, 1.0, 5, dtype=np.float32)[:, None]
     uniform = SACV("MlpPolicy", Bandit(), ent_coef=0.5, seed=0, **SMALL)
     normal = SACV("MlpPolicy", Bandit(), ent_coef=0.5, seed=0, action_prior="normal", **SMALL)
@@ -205,6 +205,11 @@ def test_normal_prior_enters_the_bonus_and_the_q_side() -> None:
     log_prior = prior.bonuses - prior.entropies
     assert np.all(log_prior < -0.5 * np.log(2 * np.pi)) and np.all(log_prior > -0.5 * np.log(2 * np.pi) - 0.5)
     np.testing.assert_allclose(prior.soft_q_values - plain.soft_q_values, 0.5 * log_prior, atol=1e-5)
+    # The constant of a uniform density over [-1, 1]: ln 2 = 0.6931471806
+    model = SACV("MlpPolicy", Bandit(), ent_coef=0.5, seed=0, action_prior="normalized_uniform", **SMALL)
+    normalized = read_states(model, obs, n_samples=500)
+    np.testing.assert_allclose(normalized.bonuses - plain.bonuses, -0.6931471806, atol=1e-6)
+    np.testing.assert_allclose(normalized.soft_q_values - plain.soft_q_values, -0.3465735903, atol=1e-6)
 
 
 def test_chunks_change_nothing_but_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,23 @@ def test_normal_log_prior():
     assert_equal(equations.normal_log_prior(actions), expected)
 
 
+def test_action_log_prior():
+    actions = th.tensor([[0.0, 0.0], [1.0, -1.0]], dtype=th.float64)
+    assert equations.action_log_prior("uniform", actions) == 0.0
+    # The density over the square [-1, 1]² is ¼: -log 4 = -1.3862943611
+    assert equations.action_log_prior("normalized_uniform", actions) == pytest.approx(-1.3862943611198906, abs=1e-15)
+    assert_equal(equations.action_log_prior("normal", actions), column(-1.8378770664093453, -2.8378770664093453))
+
+
+def test_bonus_of_a_uniform_policy_is_zero_with_the_normalized_uniform_prior():
+    # log π = -2·ln 2 over [-1, 1]²: V = 3 - 0.5·(-1.386 + 1.386) = 3, and J_π = -3. With "uniform" V = 3 + 0.5·1.386 = 3.693
+    actions, log_prob = th.zeros(1, 2, dtype=th.float64), column(-1.3862943611198906)
+    for prior, expected in (("normalized_uniform", 3.0), ("uniform", 3.6931471805599454)):
+        terms = column(3.0), log_prob, th.tensor(0.5, dtype=th.float64), equations.action_log_prior(prior, actions)
+        assert_equal(equations.soft_value_target(*terms), column(expected))
+        assert_equal(equations.policy_loss(*terms), th.tensor(-expected, dtype=th.float64))
+
+
 @pytest.mark.parametrize(
     "q_values, expected",
     [

@@ -77,12 +77,13 @@ SCENARIOS: dict[str, tuple[Any, str, dict[str, Any], str]] = {
         ),
         "float64",
     ),
-    "float64, fixed temperature, clipped, 3 critics": (
+    "float64, fixed temperature, normalized prior, clipped, 3 critics": (
         box_env,
         "MlpPolicy",
         dict(
             policy_kwargs=dict(net_arch=[8], n_critics=3, features_extractor_class=DoubleExtractor),
             ent_coef=0.3,
+            action_prior="normalized_uniform",
             max_grad_norm=0.5,
             reward_scale=5.0,
         ),

@@ -80,14 +80,14 @@ def make_reference(model: SACV, reward_scale: float = 1.0) -> ReferenceSAC:
         log_ent_coef=model.log_ent_coef,
         ent_coef=None if model.log_ent_coef is not None else model.ent_coef_tensor.item(),
         target_entropy=model.target_entropy,
-        normal_prior=model.action_prior == "normal",
+        action_prior=model.action_prior,
         reward_scale=reward_scale,
     )
 
 
 @pytest.mark.parametrize("share_features_extractor", [False, True])
 @pytest.mark.parametrize("n_critics", [1, 2, 3])
-@pytest.mark.parametrize("action_prior", ["uniform", "normal"])
+@pytest.mark.parametrize("action_prior", ["uniform", "normalized_uniform", "normal"])
 @pytest.mark.parametrize("ent_coef", ["auto_0.3", 0.3])
 @pytest.mark.parametrize("n_steps", [False, True])
 def test_joint_gradient(share_features_extractor, n_critics, action_prior, ent_coef, n_steps):

@@ -131,7 +131,7 @@ OPTIONS: dict[str, list[Any]] = {
     "vf_learning_rate": [None, 1e-3, np.nan],
     "ent_coef_learning_rate": [None, 1e-3, -1e-9],
     "max_grad_norm": [None, 1.0, 0.0, -1.0, np.inf, "small"],
-    "action_prior": ["uniform", "normal", "beta", None],
+    "action_prior": ["uniform", "normalized_uniform", "normal", "beta", None],
     "execution": ["eager", "auto", "fast", None],
     "policy": ["MlpPolicy", "CnnPolicy", "MultiInputPolicy", "Policy", None, th.nn.Linear],
 }

@@ -43,7 +43,7 @@ def make_reference(model: SACV) -> ReferenceSAC:
         target_entropy=model.target_entropy,
         tau=model.tau,
         target_update_interval=model.target_update_interval,
-        normal_prior=model.action_prior == "normal",
+        action_prior=model.action_prior,
         reward_scale=model.reward_scale,
         max_grad_norm=model.max_grad_norm,
     )
@@ -180,7 +180,8 @@ def test_two_hundred_updates_in_float64(execution):
 
 
 OPTIONS = {
-    "action prior": dict(action_prior="normal", ent_coef=0.7),
+    "normal prior": dict(action_prior="normal", ent_coef=0.7),
+    "normalized uniform prior": dict(action_prior="normalized_uniform"),
     "reward scale": dict(reward_scale=5.0),
     "gradient clipping": dict(max_grad_norm=0.05),
     "soft target every third update": dict(tau=0.3, target_update_interval=3),

@@ -26,7 +26,7 @@ class StateReadings(NamedTuple):
     entropies: np.ndarray
     """E_a [-log π(a|s)], nats over the squashed action in [-1, 1]"""
     bonuses: np.ndarray
-    """E_a [-(log π(a|s) - log p(a))], what α multiplies in the objective: the entropy, but for ``action_prior="normal"``"""
+    """E_a [-(log π(a|s) - log p(a))], what α multiplies in the objective: the entropy where ``action_prior="uniform"``"""
 
 
 def temperature(model: SACV) -> float:
@@ -82,7 +82,7 @@ def _read_chunk(model: SACV, obs: PyTorchObs, n_samples: int, generator: th.Gene
     log_std = gaussian.stddev.log().repeat_interleave(n_samples, dim=0)
     noise = th.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
     actions, log_prob = equations.squashed_gaussian(mean, log_std, noise)
-    log_prior = equations.normal_log_prior(actions) if model.action_prior == "normal" else th.zeros_like(log_prob)
+    log_prior = equations.action_log_prior(model.action_prior, actions)
 
     if isinstance(obs, dict):
         repeated: PyTorchObs = {key: tensor.repeat_interleave(n_samples, dim=0) for key, tensor in obs.items()}

@@ -53,7 +53,7 @@ def value_targets(model: Any, observations: th.Tensor | dict[str, th.Tensor]) ->
     if model.use_sde:
         model.actor.reset_noise()
     actions, log_prob = update.sample_actions(model.actor, observations, None)
-    log_prior = equations.normal_log_prior(actions) if model.action_prior == "normal" else 0.0
+    log_prior = equations.action_log_prior(model.action_prior, actions)
     ent_coef = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp()
     min_q_values = equations.min_over_critics(model.critic(observations, actions))
     return equations.soft_value_target(min_q_values, log_prob, ent_coef, log_prior)
