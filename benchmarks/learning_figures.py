@@ -28,6 +28,13 @@ COLOURS = {
     "sacv-vf-1e-3": PURPLE,
     "sacv-alpha-0.1": SKY,
     "sac-alpha-0.1": VERMILION,
+    "sacv-alpha-0.01": PURPLE,
+    "sacv-normalized": GREEN,
+    "sac-normalized": VERMILION,
+    "sacv-n-steps-3": SKY,
+    "sacv-gs-2": PURPLE,
+    "sacv-normalized-gs-2": "black",
+    "sacv-layer-norm": "grey",
 }
 PROFILE = np.linspace(0.0, 1.5, 76)
 

@@ -21,6 +21,13 @@ NAMES = {
     "sacv-vf-1e-3": "SACV, V's learning rate 1e-3",
     "sacv-alpha-0.1": "SACV, α begins at 0.1",
     "sac-alpha-0.1": "SAC, α begins at 0.1",
+    "sacv-alpha-0.01": "SACV, α begins at 0.01",
+    "sacv-normalized": "SACV, normalized prior",
+    "sac-normalized": "SAC, normalized prior",
+    "sacv-n-steps-3": "SACV, n_steps = 3",
+    "sacv-gs-2": "SACV, gradient_steps = 2",
+    "sacv-normalized-gs-2": "SACV, normalized prior, gradient_steps = 2",
+    "sacv-layer-norm": "SACV, layer norm in Q and V, τ = 0.01",
 }
 
 

@@ -68,6 +68,14 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     # Less entropy in the first values, that V need not unlearn it when α falls
     "sacv-alpha-0.1": {"ent_coef": "auto_0.1"},
     "sac-alpha-0.1": {"ent_coef": "auto_0.1"},
+    "sacv-alpha-0.01": {"ent_coef": "auto_0.01"},
+    # No constant in the bonus, for which see learning_variants.py in SAC's case
+    "sacv-normalized": {"action_prior": "normalized_uniform"},
+    "sac-normalized": {},
+    "sacv-n-steps-3": {"n_steps": 3},
+    "sacv-gs-2": {"gradient_steps": 2},
+    "sacv-normalized-gs-2": {"action_prior": "normalized_uniform", "gradient_steps": 2},
+    "sacv-layer-norm": {"tau": 0.01, "policy": "LayerNormPolicy"},
 }
 
 
@@ -106,13 +114,20 @@ class Run:
 
 def make_model(run: Run) -> Any:
     """:return: the untrained model"""
-    if run.algorithm.split("-")[0] == "sac":
+    options = {"policy": "MlpPolicy"} | run.hyperparameters
+    if options["policy"] == "LayerNormPolicy":
+        from learning_variants import LayerNormPolicy
+
+        options["policy"] = LayerNormPolicy
+    if run.algorithm == "sac-normalized":
+        from learning_variants import SACNormalizedPrior as algorithm
+    elif run.algorithm.split("-")[0] == "sac":
         from stable_baselines3 import SAC as algorithm
     elif run.algorithm == "tqc":
         from sb3_contrib import TQC as algorithm
     else:
         from sb3_softvalue import SACV as algorithm
-    return algorithm("MlpPolicy", run.env, seed=run.seed, device=run.device, **run.hyperparameters)
+    return algorithm(env=run.env, seed=run.seed, device=run.device, **options)
 
 
 def evaluate(model: Any, env: Any, seed: int) -> dict[str, float]:
@@ -276,8 +291,6 @@ def rows(run: Run) -> Iterator[dict[str, Any]]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            # Ctrl-C is for the sweep, whose end is theirs
-            start_new_session=True,
             # Each run compiles for itself and in its own process, so that its processor time holds all of it
             env=os.environ | threads | {"TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
         )
@@ -300,8 +313,8 @@ def end_at_once() -> None:
         wait()
         os._exit(1)
 
-    # No handler that the training sets sees it
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # No handler that the training sets sees it. Ctrl-C is for the sweep, whose end is theirs
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     for wait in (sys.stdin.read, lambda: signal.sigwait({signal.SIGTERM})):
         threading.Thread(target=end_after, args=(wait,), daemon=True).start()
 
