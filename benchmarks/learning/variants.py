@@ -1,4 +1,4 @@
-"""Variants of SAC and SACV that the study of the early lag compares, which neither library offers as an option."""
+"""Variants of SAC and SACV of the study results/early_lag that neither library has as an option."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from sb3_softvalue.policies import SACVPolicy
 
 
 class SACNormalizedPrior(SAC):
-    """SAC with the bonus -α·KL(π || uniform) instead of α·H(π), α·d·ln 2 less in each step. J_π and J_α keep their gradients."""
+    """SAC with the bonus -α·KL(π || uniform), α·H(π) less the constant α·d·ln 2. J_π and J_α keep their gradients."""
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -24,7 +24,7 @@ class SACNormalizedPrior(SAC):
             actions, log_prob = action_log_prob(obs)
             return actions, log_prob + constant
 
-        self.actor.action_log_prob = relative_log_prob  # type: ignore[method-assign]
+        self.actor.action_log_prob = relative_log_prob
         self.target_entropy = float(self.target_entropy) - constant
 
 
