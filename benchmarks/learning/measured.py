@@ -86,7 +86,7 @@ class FinishedRuns:
 
     def whole_tasks(self) -> list[str]:
         """
-        :return: what is said of all tasks is said of these: with every run of SACV and SAC, where there are none with any
+        :return: the tasks that a summary is about: those with every run of SACV and SAC or, if there is none, with any
         """
         both = [task for task in self.tasks if not (self.table(task, "sacv").empty or self.table(task, "sac").empty)]
         return [task for task in both if not self.missing(task, "sacv") + self.missing(task, "sac")] or both

@@ -1,4 +1,4 @@
-"""The evaluations of a sweep on disk: a CSV for each task, and beside it a JSON file that says how they were made.
+"""The evaluations of a sweep on disk: a CSV for each task, and beside it a JSON file about how they were made.
 
 Only finished runs are kept over a restart, so that a sweep that was killed at any moment, also within a line, ends with the
 file of one that was not. Trainings on one thread repeat exactly; only the times differ.

@@ -206,7 +206,7 @@ def run_in_process(run: Run) -> Iterator[dict[str, Any]]:
 
 def exit_with_parent() -> None:
     """
-    End this process at once when it is told to, or when the one that started it is gone, however it went: an interrupted
+    End this process at once on SIGTERM, or when the process that started it is gone, for whatever reason: an interrupted
     training would write a checkpoint in the middle of an episode, from which nothing repeats exactly.
     """
 

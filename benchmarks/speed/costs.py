@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--timesteps", type=int, default=20_000, help="of learn()")
     parser.add_argument("--slices", type=int, default=40, help="of learn(), in turns")
+    parser.add_argument("--buffer-size", type=int, default=100_000, help="transitions, which the buffer holds from the start")
     parser.add_argument("--save-freq", type=int, default=10_000, help="steps between two checkpoints")
     args = parser.parse_args()
     if args.slices < 2:
@@ -51,7 +52,15 @@ def measure(args: argparse.Namespace) -> dict[str, np.ndarray]:
     """:return: seconds of each slice but the first, wall clock and processor, by addition, shape (slices - 1, 2)"""
     names = dict.fromkeys(name for cost in args.only for name in COSTS[cost])
     same = {name: getattr(args, name) for name in ("env", "n_envs", "vec_env", "device", "threads", "timesteps", "slices")}
-    same |= {"save_freq": args.save_freq, "batch_size": 256, "width": 256, "train_freq": 1, "gradient_steps": args.n_envs}
+    same |= {
+        "save_freq": args.save_freq,
+        "buffer_size": args.buffer_size,
+        "fill": 1,
+        "batch_size": 256,
+        "width": 256,
+        "train_freq": 1,
+        "gradient_steps": args.n_envs,
+    }
     contenders = {name: Contender("learn", f"sacv-{args.execution}", same | {"addition": name}) for name in names}
     try:
         for contender in contenders.values():

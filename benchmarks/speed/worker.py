@@ -29,8 +29,6 @@ from stable_baselines3.common.env_util import make_vec_env  # noqa: E402  (after
 from stable_baselines3.common.logger import configure  # noqa: E402  (after the thread settings)
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv  # noqa: E402  (after the thread settings)
 
-BUFFER_SIZE = 20_000
-
 
 def report(**message: Any) -> None:
     """Answer the driver with one line of JSON."""
@@ -70,7 +68,7 @@ class Slices(BaseCallback):
 
 
 def make_model(args: argparse.Namespace) -> Any:
-    """:return: the contender's model, default hyper-parameters but for what the command line says"""
+    """:return: the contender's model, with default hyper-parameters where the command line has none"""
     kwargs: dict[str, Any] = {}
     if args.algo == "sac":
         from stable_baselines3 import SAC as algorithm
@@ -87,7 +85,7 @@ def make_model(args: argparse.Namespace) -> Any:
     return algorithm(
         "MlpPolicy",
         make_vec_env(args.env, args.n_envs, seed=0, vec_env_cls=SubprocVecEnv if args.vec_env == "subproc" else DummyVecEnv),
-        buffer_size=BUFFER_SIZE,
+        buffer_size=args.buffer_size,
         batch_size=args.batch_size,
         train_freq=args.train_freq,
         gradient_steps=args.gradient_steps,
@@ -109,13 +107,13 @@ def fill_buffer(model: Any) -> None:
 
 
 def synchronize(device: str) -> None:
-    """Wait for the GPU, whose work goes on after the call that started it."""
+    """Wait for the GPU, which is still at work when the call that started it returns."""
     if device == "cuda":
         th.cuda.synchronize()
 
 
 def updates(args: argparse.Namespace) -> None:
-    """``train()`` on random transitions, as many gradient steps as each command says."""
+    """``train()`` on random transitions, as many gradient steps as each command asks for."""
     model = make_model(args)
     fill_buffer(model)
     model.set_logger(configure(None, []))
@@ -137,6 +135,8 @@ def updates(args: argparse.Namespace) -> None:
 def learn(args: argparse.Namespace) -> None:
     """One whole ``learn()``, in slices."""
     model = make_model(args)
+    if args.fill:
+        fill_buffer(model)
     with tempfile.TemporaryDirectory() as folder:
         callbacks: list[BaseCallback] = [Slices(args.slices, args.timesteps)]
         if args.addition == "checkpoints":
@@ -155,7 +155,7 @@ def learn(args: argparse.Namespace) -> None:
 
 
 def products(args: argparse.Namespace) -> None:
-    """Square float32 products by the faster of PyTorch's libraries, the unit of the floor; each command says how many."""
+    """Square float32 products by the faster of PyTorch's libraries, the unit of the floor, as often as each command asks."""
     from sb3_softvalue.execution.products import FastProducts
 
     left = th.randn(args.batch_size, args.width, device=args.device)
@@ -176,7 +176,7 @@ def products(args: argparse.Namespace) -> None:
 
 
 def multiply_often(left: th.Tensor, right: th.Tensor, times: int) -> int:
-    """:return: how often, as it was told"""
+    """:return: how often, as it was asked"""
     for _ in range(times):
         left @ right
     return times
@@ -209,6 +209,8 @@ def main() -> None:
     parser.add_argument("--vec-env", default="dummy")
     parser.add_argument("--addition", default="none")
     parser.add_argument("--save-freq", type=int, default=10_000)
+    parser.add_argument("--buffer-size", type=int, default=20_000)
+    parser.add_argument("--fill", type=int, default=0, help="1: random transitions fill the buffer before learn()")
     for name in ("threads", "batch-size", "width", "n-envs", "train-freq", "gradient-steps", "timesteps", "slices"):
         parser.add_argument(f"--{name}", type=int, required=True)
     args = parser.parse_args()

@@ -1,1 +1,1 @@
-"""Questions that were asked once; README.md tells the answers."""
+"""Questions that were asked once; the answers are in README.md."""
