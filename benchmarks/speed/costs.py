@@ -51,16 +51,8 @@ def parse() -> argparse.Namespace:
 def measure(args: argparse.Namespace) -> dict[str, np.ndarray]:
     """:return: seconds of each slice but the first, wall clock and processor, by addition, shape (slices - 1, 2)"""
     names = dict.fromkeys(name for cost in args.only for name in COSTS[cost])
-    same = {name: getattr(args, name) for name in ("env", "n_envs", "vec_env", "device", "threads", "timesteps", "slices")}
-    same |= {
-        "save_freq": args.save_freq,
-        "buffer_size": args.buffer_size,
-        "fill": 1,
-        "batch_size": 256,
-        "width": 256,
-        "train_freq": 1,
-        "gradient_steps": args.n_envs,
-    }
+    same = {name: value for name, value in vars(args).items() if name not in ("only", "execution")}
+    same |= {"fill": 1, "batch_size": 256, "width": 256, "train_freq": 1, "gradient_steps": args.n_envs}
     contenders = {name: Contender("learn", f"sacv-{args.execution}", same | {"addition": name}) for name in names}
     try:
         for contender in contenders.values():

@@ -6,7 +6,7 @@ Each contender runs in a process of its own and they take turns in short pieces 
 does hits all of them. Given are medians over the turns: of the ratio to SB3's SAC in the same turn, and of the share of the
 floor, which is the speed that the float32 matrix products of an update have by themselves on the same processor, in the faster
 of the two libraries that PyTorch has. The share carries over to other processors, the ratio does not; absolute times belong to
-one machine and one hour. Results go to benchmarks/results/speed/ as CSV and PNG, those of several processors beside each other.
+one machine and one hour. Results go to benchmarks/results/speed/ as CSV and PNG, those of several processors side by side.
 """
 
 import argparse
