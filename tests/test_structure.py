@@ -81,11 +81,6 @@ def test_no_circles():
         left = {module: known for module, known in left.items() if module not in leaves}
 
 
-def test_files_can_be_read_in_one_sitting():
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
-    assert {name: length for name, length in lengths.items() if length > 320} == {}
-
-
 def test_every_room_says_what_it_is_for():
     for path in FILES:
         if path.name == "__init__.py":
