@@ -355,20 +355,3 @@ def test_where_a_run_comes_from(tmp_path, monkeypatch):
     assert metadata["runs"] == {"sac 0": [1]} and metadata["algorithms"] == {"sac": SMALL, "sacv": SMALL}
     assert [sweep["note"] for sweep in metadata["sweeps"]] == ["first", "beside other work"]
     assert metadata["sweeps"][1]["command"] == "python -m benchmarks.learning --note 'beside other work'"
-
-
-@in_proc
-def test_interrupted_command(tmp_path):
-    """It once waited for all trainings that were running, without a word."""
-    command = [sys.executable, "-m", "benchmarks.learning", "--results", str(tmp_path), "--processes", "1"]
-    with subprocess.Popen(
-        [*command, "--tasks", "HalfCheetah-v5"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        while not (workers := children(process.pid)):
-            assert process.poll() is None, "the sweep ended before it was interrupted"
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 130 and "Interrupted: the same command continues." in output
-    for worker in workers:
-        assert_ends(worker)

@@ -14,7 +14,6 @@ from benchmarks.learning import __main__ as command_line
 from benchmarks.learning import report
 from benchmarks.learning.measured import FinishedRuns
 from benchmarks.learning.results import to_csv
-from benchmarks.learning.tasks import ALGORITHMS
 
 # The scores are the means of the evaluations after 10,000, 15,000 and 20,000 steps: each the middle one of the three
 OURS, SACS = (-100.0, -120.0, -140.0, -240.0), (-95.0, -115.0, -125.0, -300.0)
@@ -87,19 +86,6 @@ def test_summary_of_all_tasks_is_of_finished_ones(tmp_path):
     assert low < 0.4 and high > 0.6
 
 
-def test_bar_of_pendulum():
-    met = report.BARS[0].met
-
-    def last(scores) -> np.ndarray:
-        return np.repeat(np.array(scores)[:, None], 3, axis=1)
-
-    assert not met(last(OURS), last(SACS))  # a seed under -200
-    ours = [*OURS[:3], -200.0]
-    assert met(last(ours), last(SACS))  # -130 against -120
-    assert not met(last(ours), last([-95.0, -108.0, -108.0, -300.0]))  # 22 below SAC
-    assert not met(last([-166.0] * 4), last([-166.0] * 4))
-
-
 def test_report_is_repeated_from_the_files(folder, capsys):
     command_line.main(["--results", str(folder), "--report"])
     text = (folder / "report.md").read_text()
@@ -110,21 +96,6 @@ def test_report_is_repeated_from_the_files(folder, capsys):
     assert sorted(path.stem for path in folder.glob("*.png")) == ["curves-minutes", "curves-steps", "improvement", "profiles"]
     command_line.main(["--results", str(folder), "--report"])
     assert (folder / "report.md").read_text() == text
-
-
-def test_report_of_tuning_has_every_algorithm_and_no_bar(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.common.statistics.REPETITIONS", 20)
-    lines = [
-        evaluation(algorithm, seed, steps, 100.0 * seed + steps / 100)
-        for algorithm in ALGORITHMS
-        for seed in (10, 11)
-        for steps in range(5_000, 50_001, 5_000)
-    ]
-    (tmp_path / "HalfCheetah-v5-50k.csv").write_text(to_csv(lines, header=True))
-    write_json(tmp_path, "HalfCheetah-v5-50k", 50_000, 5_000)
-    command_line.main(["--results", str(tmp_path), "--report"])
-    text = (tmp_path / "report.md").read_text()
-    assert "The bar" not in text and all(f"| {algorithm.title} |" in text for algorithm in ALGORITHMS.values())
 
 
 def test_minutes_of_different_processors_do_not_compare(folder):

@@ -77,9 +77,9 @@ def main() -> None:
     print(text)
     figure, (axes, *_) = new_figure("HalfCheetah-v5: median over seeds 10 to 13", n_columns=2, height=4.5)
     # SACV's arms in matplotlib's ten colours, SAC's dashed
-    for number_of, algorithm in enumerate(sorted(PREDICTED, key=lambda name: ALGORITHMS[name].model != "sacv")):
+    for index, algorithm in enumerate(sorted(PREDICTED, key=lambda name: ALGORITHMS[name].model != "sacv")):
         is_sacv, mine = ALGORITHMS[algorithm].model == "sacv", rows[rows["algorithm"] == algorithm]
-        style = {"color": f"C{number_of % 9}", "linestyle": "solid" if is_sacv else "dashed"}
+        style = {"color": f"C{index % 9}", "linestyle": "solid" if is_sacv else "dashed"}
         middle = mine.groupby("timesteps")[["mean_reward", "minutes"]].median()
         axes[0].plot(middle.index / 1000, middle["mean_reward"], label=ALGORITHMS[algorithm].title, **style)
         axes[1].plot(middle["minutes"], middle["mean_reward"], **style)
