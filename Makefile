@@ -49,7 +49,7 @@ notebooks: $(VENV)/.with-tests
 	OMP_NUM_THREADS=1 $(BIN)/jupyter-execute --inplace --timeout=-1 examples/notebooks/*.ipynb
 
 benchmark: $(VENV)/.with-benchmarks
-	$(BIN)/python benchmarks/throughput.py --threads 2
+	$(BIN)/python -m benchmarks.speed.throughput --threads 2
 
 clean:
 	rm -rf $(VENV) build dist docs/_build docs/tutorials *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

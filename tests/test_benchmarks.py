@@ -1,9 +1,11 @@
-"""What the benchmark counts and divides by: a speed is only as right as that."""
+"""What the benchmarks of speed count and divide by, and what the studies compare: by numbers worked out by hand."""
 
-import importlib
 import pathlib
+import re
+import subprocess
 import sys
 from argparse import Namespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,30 +14,19 @@ from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_softvalue import SACV
-from sb3_softvalue.execution.batches import sample_batches
-from sb3_softvalue.update import JointObjective, draw_noise, objective_gradients
 from tests.helpers import RandomEnv
+from tests.learning_helpers import ROOT
 
 pytest.importorskip("tqdm", reason="the benchmark's progress bar is not installed")
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-throughput, throughput_results, machine = (importlib.import_module(n) for n in ("throughput", "throughput_results", "machine"))
+pytest.importorskip("rliable", reason="the benchmark's statistics are not installed")
+from benchmarks.speed import results, throughput
+from benchmarks.studies import value_lag
 
 
-def arguments(gradient_steps: int) -> Namespace:
+def arguments(gradient_steps: int, env: str = "Pendulum-v1") -> Namespace:
     """Of the command line: small enough for a second."""
-    return Namespace(
-        env="Pendulum-v1",
-        device="cpu",
-        threads=1,
-        n_envs=1,
-        timesteps=0,
-        slices=1,
-        batch_size=[8],
-        width=[8],
-        train_freq=1,
-        gradient_steps=gradient_steps,
-        sbx_python=None,
-    )
+    small = dict(env=env, device="cpu", threads=1, n_envs=1, timesteps=0, slices=1, batch_size=[8], width=[8])
+    return Namespace(**small, train_freq=1, gradient_steps=gradient_steps, sbx_python=None)
 
 
 class Multiplications(TorchDispatchMode):
@@ -56,49 +47,55 @@ class Multiplications(TorchDispatchMode):
 def test_floor_is_the_arithmetic_of_an_update(width):
     obs_dim, action_dim, batch_size = 5, 3, 32
     env = RandomEnv(spaces.Box(-1.0, 1.0, (obs_dim,)), spaces.Box(-1.0, 1.0, (action_dim,)))
-    model = SACV("MlpPolicy", env, policy_kwargs=dict(net_arch=[width, width]), learning_starts=40, device="cpu").learn(40)
-    (batch,) = sample_batches(model.replay_buffer, 1, batch_size, model.gamma, model.device)
-    params = model._prepare_optimizers(1.0).params
+    kwargs: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[width, width]), learning_starts=40, device="cpu")
+    model = SACV("MlpPolicy", env, execution="eager", **kwargs).learn(40)
     with Multiplications() as counter:
-        noise = draw_noise(model.actor, batch_size, model.device)
-        objective_gradients(JointObjective(model.policy), params, batch, noise, model._temperature(), 1.0)
+        model.train(1, batch_size)
     # Eager mode also propagates the policy loss to the observations at which both critics are evaluated, which is avoidable
     avoidable = 2 * obs_dim / width
     products = counter.total / (batch_size * width * width)
     assert products == pytest.approx(throughput.products_per_update(width, obs_dim, action_dim) + avoidable)
 
 
-@pytest.mark.parametrize("gradient_steps, done", [(1, 4), (3, 3), (8, 8)])
+@pytest.mark.parametrize("gradient_steps, done", [(1, 4), (8, 8)])
 def test_updates_are_counted(gradient_steps, done):
     """A call of train() that does more updates than a turn asks for was once divided by what the turn asks for."""
-    worker = throughput.Worker(arguments(gradient_steps), "updates", "sacv-eager")
+    contender = throughput.start(arguments(gradient_steps), "updates", "sacv-eager")
     try:
-        assert worker.answer()["first_call"] > 0
-        answer = worker.tell("4")
+        assert contender.read()["first_call"] > 0
+        answer = contender.ask("4")
         assert answer["times"] == done and answer["seconds"] > 0
-        assert worker.tell("memory")["peak_mib"] > 10
+        assert contender.ask("memory")["peak_mib"] > 10
     finally:
-        worker.end()
+        contender.end()
 
 
 def test_products_are_counted():
-    worker = throughput.Worker(arguments(1), "products")
+    contender = throughput.start(arguments(1), "products")
     try:
-        worker.answer()
-        assert worker.tell("dimensions") == dict(obs_dim=3, action_dim=1)
-        answer = worker.tell("10")
+        contender.read()
+        assert contender.ask("dimensions") == dict(obs_dim=3, action_dim=1)
+        answer = contender.ask("10")
         assert answer["times"] == 10 and np.isfinite(answer["seconds"])
     finally:
-        worker.end()
+        contender.end()
 
 
-def test_a_worker_that_fails_says_why():
-    args = arguments(1)
-    args.env = "NoSuchEnvironment-v0"
-    worker = throughput.Worker(args, "updates", "sacv-eager")
+def test_contender_that_fails():
+    contender = throughput.start(arguments(1, env="NoSuchEnvironment-v0"), "updates", "sacv-eager")
     with pytest.raises(SystemExit, match="NoSuchEnvironment"):
-        worker.answer()
-    worker.end()
+        contender.read()
+    contender.end()
+
+
+def test_costs_are_measured_in_turns():
+    """Each addition runs, and the two additions to one contender are compared with the same one."""
+    command = [sys.executable, "-m", "benchmarks.speed.costs", "--env", "Pendulum-v1", "--execution", "eager"]
+    command += ["--timesteps", "240", "--slices", "3", "--save-freq", "100"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    assert [line.partition(":")[0] for line in printed] == [
+        f"{name}, {clock}" for name in ("checkpoints", "diagnostics", "finite check") for clock in ("wall clock", "processor")
+    ]
 
 
 def test_results_of_several_processors_stand_beside_each_other(tmp_path):
@@ -107,14 +104,71 @@ def test_results_of_several_processors_stand_beside_each_other(tmp_path):
         return {"processor": processor, **kind, "ratio to SAC": ratio, "share of GEMM floor": 0.5}
 
     path = tmp_path / "throughput.csv"
-    throughput_results.keep([row("A", 1.0)], path)
-    throughput_results.keep([row("B", 2.0)], path)
-    rows = throughput_results.keep([row("A", 3.0)], path)
+    results.merge([row("A", 1.0)], path)
+    results.merge([row("B", 2.0)], path)
+    rows = results.merge([row("A", 3.0)], path)
     assert [(row["processor"], row["ratio to SAC"]) for row in rows] == [("B", "2"), ("A", "3")]
-    throughput_results.draw(rows, tmp_path / "throughput.png", "title")
+    results.draw(rows, tmp_path / "throughput.png", "title")
     assert (tmp_path / "throughput.png").stat().st_size > 10_000
 
 
-def test_the_processor_is_named():
-    name = machine.processor("cpu")
-    assert name.endswith("cores") and len(name) > len("2 cores")
+def test_soft_returns():
+    rewards, bonus = np.array([[1.0], [2.0], [4.0]]), np.array([[10.0], [20.0], [30.0]])
+    of_q, of_v = value_lag.soft_returns(rewards, bonus, gamma=0.5)
+    # From the end: 4; 2 + (4 + 30)/2 = 19; 1 + (19 + 20)/2 = 20.5, and each with its own bonus
+    np.testing.assert_allclose(of_q, [[20.5], [19.0], [4.0]])
+    np.testing.assert_allclose(of_v, [[30.5], [39.0], [34.0]])
+
+
+def test_looking_changes_no_training_and_sees_the_networks():
+    def train(every: int, **options: Any) -> tuple[SACV, Any]:
+        small: dict[str, Any] = dict(seed=0, device="cpu", learning_starts=50, policy_kwargs={"net_arch": [8]})
+        model = SACV("MlpPolicy", "HalfCheetah-v5", **small, **options)
+        watching = value_lag.Look(seed=0, every=every, episodes=3, steps=2)
+        return model.learn(120, callback=watching), watching
+
+    (model, watching), (alone, _) = train(40), train(1000)
+    for ours, theirs in zip(model.policy.parameters(), alone.policy.parameters(), strict=True):
+        assert th.equal(ours, theirs)
+    assert [row["timesteps"] for row in watching.rows] == [80, 120]
+    seen = value_lag.look(model, watching.env, seed=7, steps=2)
+    watching.env.seed(7)
+    observations = watching.env.reset()
+    assert seen["V"] == pytest.approx(float(model.predict_values(observations).mean()), rel=1e-5)
+    assert seen["alpha"] == pytest.approx(model.log_ent_coef.exp().item())
+    # The constant of the prior is in what V is compared with: α·6·ln 2 in each of two steps
+    model.action_prior = "normalized_uniform"
+    normalized = value_lag.look(model, watching.env, seed=7, steps=2)
+    constant = seen["alpha"] * 6 * 0.6931471806 * (1 + model.gamma)
+    assert seen["collected from V"] - normalized["collected from V"] == pytest.approx(constant, rel=1e-5)
+
+
+def test_value_lag(tmp_path: pathlib.Path):
+    options = ["--timesteps", "120", "--every", "40", "--episodes", "2", "--steps", "60", "--learning-starts", "50"]
+    rows = value_lag.main([*options, "--algorithms", "sac", "sacv", "--seeds", "0", "1", "--out", str(tmp_path / "lag.csv")])
+    assert len(rows) == 2 * 2 * 2 == len((tmp_path / "lag.csv").read_text().splitlines()) - 1
+    assert np.isfinite(rows[rows["algorithm"] == "sacv"].drop(columns="algorithm")).all(axis=None)
+    assert rows[rows["algorithm"] == "sac"]["V"].isna().all() and (tmp_path / "lag.png").is_file()
+
+
+# From the ground up: each knows only what stands before it
+MODULES = (
+    *("common.machine", "common.statistics"),
+    *("learning.variants", "learning.tasks", "learning.run", "learning.results", "learning.sweep"),
+    *("learning.measured", "learning.figures", "learning.report", "learning.__main__"),
+    *("speed.unchecked", "speed.worker", "speed.contender", "speed.results"),
+    *("speed.throughput", "speed.costs", "speed.many_seeds"),
+    *("studies.value_lag", "studies.from_sac", "studies.early_lag"),
+)
+
+
+def test_structure_of_the_benchmarks():
+    """Imports go down, and between folders only to common/, or from studies/ to learning/."""
+    files = {path.relative_to(ROOT / "benchmarks") for path in (ROOT / "benchmarks").rglob("*.py")}
+    assert {".".join(path.with_suffix("").parts) for path in files if path.name != "__init__.py"} == set(MODULES)
+    for number, module in enumerate(MODULES):
+        source = ROOT.joinpath("benchmarks", *module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+        for folder, name in re.findall(r"^ *from benchmarks\.(\w+)\.(\w+) import", source, flags=re.MULTILINE):
+            assert f"{folder}.{name}" in MODULES[:number], f"{module} knows {folder}.{name}"
+            own = module.partition(".")[0]
+            assert folder in (own, "common") or (own, folder) == ("studies", "learning"), f"{own} knows {folder}"

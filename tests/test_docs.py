@@ -18,7 +18,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
+    for path in (
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+        *(ROOT / "docs").rglob("*.md"),
+    )
     if "_build" not in path.parts
 )
 # Packages without which the Python of a page cannot run
@@ -134,6 +137,8 @@ def check_command(words: list[str]) -> None:
         assert {argument for argument in arguments if "=" not in argument} <= set(targets), words
     elif program in ("python", "python3"):
         if arguments[0] == "-m":
+            if arguments[1].startswith("benchmarks."):
+                check_benchmark(*arguments[1:])
             assert importlib.util.find_spec(arguments[1].split(".")[0]) is not None, words
         else:
             assert (ROOT / arguments[0]).is_file(), words
@@ -158,6 +163,16 @@ def check_command(words: list[str]) -> None:
         ), words
     else:
         assert program in PROGRAMS, f"{words}: is {program} a program that readers have? Then name it in PROGRAMS."
+
+
+def check_benchmark(module: str, *arguments: str) -> None:
+    """
+    :raises AssertionError: if there is no such program, or it does not have the options
+    """
+    path = ROOT.joinpath(*module.split("."))
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    source = path.read_text(encoding="utf-8")
+    assert all(f'"{argument}"' in source for argument in arguments if argument.startswith("--")), (module, arguments)
 
 
 @pytest.mark.parametrize("block", code_blocks("diff"))

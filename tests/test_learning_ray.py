@@ -1,24 +1,19 @@
 """The benchmark of learning on a Ray cluster that loses a node."""
 
-import pathlib
-import sys
 import threading
 import time
 
 import pytest
 
+from tests.learning_helpers import without_times
+
 ray = pytest.importorskip("ray", reason="Ray, which is an extra of its own, is not installed")
 pytest.importorskip("tqdm", reason="the benchmark's progress bar is not installed")
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
-import learning  # noqa: E402  (after its folder is on the path)
-from learning_run import Run, rows  # noqa: E402  (after its folder is on the path)
+from benchmarks.learning.run import run_in_process  # noqa: E402  (only where Ray is installed)
+from benchmarks.learning.sweep import Sweep, on_ray  # noqa: E402  (only where Ray is installed)
+from benchmarks.learning.tasks import Run  # noqa: E402  (only where Ray is installed)
 
 SMALL = {"learning_starts": 100, "batch_size": 8, "buffer_size": 5000, "policy_kwargs": {"net_arch": [8]}}
-
-
-def without_times(path: pathlib.Path) -> list[list[str]]:
-    """:return: the cells of a CSV that are the same each time"""
-    return [line.split(",")[:-2] for line in path.read_text().splitlines()]
 
 
 @pytest.mark.slow
@@ -33,10 +28,10 @@ def test_lost_node(tmp_path):
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
-        sweep = learning.Sweep(runs, path.parent)
+        sweep = Sweep(runs, path.parent)
         failures: list[str] = []
-        runner = learning.on_ray(cluster.address, threads=1)
-        driver = threading.Thread(target=lambda: failures.extend(sweep.do(runner, len(runs))))
+        runner = on_ray(cluster.address, threads=1)
+        driver = threading.Thread(target=lambda: failures.extend(sweep.execute(runner, len(runs))))
         driver.start()
 
         def begun() -> set[str]:
@@ -62,5 +57,5 @@ def test_lost_node(tmp_path):
         for steps in run.evaluations
     ]
     # The same evaluations as without Ray, those of the lost run too
-    assert learning.Sweep(runs, tmp_path / "local").do(rows, 2) == []
+    assert Sweep(runs, tmp_path / "local").execute(run_in_process, 2) == []
     assert lines == without_times(tmp_path / "local" / "small.csv")

@@ -1,15 +1,16 @@
 """
 What the values expect beside what is collected, early in training: does V follow Q, and α, more slowly than SAC's Q does?
 
-    python benchmarks/value_lag.py                             # HalfCheetah-v5, an hour on one core
+    python -m benchmarks.studies.value_lag                             # HalfCheetah-v5, an hour on one core
 
-Trains as learning.py does, and looks at each run every few thousand steps. The stochastic policy plays some episodes; at every
-50th step of their first half, the soft return collected from there on (rewards discounted, with the entropy bonus of all later
-actions) stands beside min Q(s, a), and with the bonus of the action itself beside V(s) and V̄(s). Writes
-benchmarks/results/value_uses/value_lag.csv and a picture beside it.
+Trains as benchmarks.learning does, and looks at each run every few thousand steps. The stochastic policy plays some episodes.
+At every 50th step of their first half, the soft return collected from there on (rewards discounted, plus the bonus of all
+later actions) stands beside min Q(s, a), and with the bonus of the action itself beside V(s) and V̄(s). Writes
+benchmarks/results/studies/value_lag.csv and a picture beside it.
 """
 
 import argparse
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -17,23 +18,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch as th
-from learning_figures import COLOURS
-from learning_measured import NAMES
-from learning_run import ALGORITHMS, TASKS, TUNING_SEEDS, Run, make_model
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
+from benchmarks.learning.run import ROOT
+from benchmarks.learning.tasks import ALGORITHMS, TASKS, TUNING_SEEDS, Run, make_model
 from sb3_softvalue.figures import new_figure
 
 TASK = "HalfCheetah-v5"
-RESULTS = pathlib.Path(__file__).parent / "results" / "value_uses" / "value_lag.csv"
+RESULTS = ROOT / "benchmarks" / "results" / "studies" / "value_lag.csv"
 EVERY_STEP = 50
 
 
 def soft_returns(rewards: np.ndarray, bonus: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     """
     :param rewards: of episodes that were cut off and did not end, shape (steps, episodes)
-    :param bonus: −α·log π of each action, same shape
+    :param bonus: α·(log p − log π) of each action, same shape
     :param gamma: discount
     :return: what was collected from each step on, to compare with Q (without the first action's bonus) and V (with it)
     """
@@ -56,6 +56,9 @@ def look(model: Any, env: Any, seed: int, steps: int) -> dict[str, float]:
     :param steps: of each episode, in whose second half the discount ends what is not seen any more
     :return: means over the states looked at
     """
+    # Of the uniform prior, which "uniform" leaves out of the objective; SACNormalizedPrior has it in its log-density
+    is_normalized = getattr(model, "action_prior", "uniform") == "normalized_uniform"
+    log_prior = -math.prod(model.action_space.shape) * math.log(2.0) if is_normalized else 0.0
     alpha = float(model.ent_coef_tensor) if model.ent_coef_optimizer is None else float(model.log_ent_coef.exp())
     policy, kept = model.policy, th.get_rng_state()
     th.manual_seed(seed)
@@ -70,7 +73,7 @@ def look(model: Any, env: Any, seed: int, steps: int) -> dict[str, float]:
             if hasattr(policy, "value"):
                 expected["V"].append(policy.value(obs).squeeze(1).numpy())
                 expected["target of V"].append(policy.value_target(obs).squeeze(1).numpy())
-        bonus.append(-alpha * log_prob.numpy().astype(np.float64))
+        bonus.append(alpha * (log_prior - log_prob.numpy().astype(np.float64)))
         observations, reward, _, _ = env.step(policy.unscale_action(actions.numpy()))
         rewards.append(reward.astype(np.float64))
     th.set_rng_state(kept)
@@ -97,14 +100,14 @@ class Look(BaseCallback):
 
 
 def draw(rows: pd.DataFrame, picture: pathlib.Path) -> None:
-    """What the next targets are made of (V, or SAC's min Q), what is collected in its place, and α: means over the runs."""
+    """What the next targets are made of (V, or SAC's min Q), what is collected instead, and α: means over the runs."""
     figure, (axes, *_) = new_figure("HalfCheetah-v5: what is expected and what is collected", n_columns=2)
     for algorithm, mine in rows.groupby("algorithm", sort=False):
-        name = "Q" if algorithm.split("-")[0] == "sac" else "V"
+        name = "V" if ALGORITHMS[algorithm].model == "sacv" else "Q"
         means = mine.drop(columns="algorithm").groupby("timesteps").mean()
-        thousands, color = means.index / 1000, COLOURS[algorithm]
+        thousands, color = means.index / 1000, ALGORITHMS[algorithm].colour
         expected = "min Q" if name == "Q" else name
-        axes[0].plot(thousands, means[expected], color=color, label=f"{NAMES[algorithm]}: {expected}")
+        axes[0].plot(thousands, means[expected], color=color, label=f"{ALGORITHMS[algorithm].title}: {expected}")
         axes[0].plot(thousands, means[f"collected from {name}"], color=color, linestyle="dashed", label="collected")
         axes[1].plot(thousands, means["alpha"], color=color)
     axes[0].set(xlabel="thousand time steps", title="soft return from the states visited")
@@ -115,7 +118,9 @@ def draw(rows: pd.DataFrame, picture: pathlib.Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """Train, look, write and draw."""
-    parser = argparse.ArgumentParser(description="What the values expect beside what is collected.")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.studies.value_lag", description="What the values expect beside what is collected."
+    )
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["sac", "sacv", "sacv-alpha-0.1"])
     parser.add_argument("--seeds", type=int, nargs="+", default=TUNING_SEEDS[:2])
     parser.add_argument("--timesteps", type=int, default=40_000)
@@ -131,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     rows = pd.DataFrame()
     for seed in options.seeds:
         for algorithm in options.algorithms:
-            hyperparameters = ALGORITHMS[algorithm] | {"learning_starts": options.learning_starts}
+            hyperparameters = ALGORITHMS[algorithm].hyperparameters | {"learning_starts": options.learning_starts}
             model = make_model(Run(TASK, TASK, options.timesteps, options.every, algorithm, seed, hyperparameters))
             watching = Look(seed, options.every, options.episodes, options.steps)
             model.learn(options.timesteps, callback=watching)

@@ -1,4 +1,4 @@
-"""Figures and tables of what learning.py has measured, from its CSV files alone: the same files give the same report.
+"""Figures and tables of a folder of results, from its CSV files alone: the same files give the same report.
 
 The score of a run is the mean of the last three of its evaluations at multiples of 5,000 steps. Given are interquartile means
 over seeds with 95 % intervals from the stratified bootstrap (rliable, Agarwal et al. 2021), and every seed.
@@ -9,21 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from learning_measured import NAMES, Measured, score
-from rliable import library
-from rliable.metrics import aggregate_iqm, probability_of_improvement
+from rliable.metrics import probability_of_improvement
 
-REPETITIONS = 2_000
-# Mean return of 100 episodes of uniformly random actions, the 0 of normalised scores; 1 is the IQM of SAC's scores
-RANDOM = {
-    "Pendulum-v1": -1208.0,
-    "HalfCheetah-v5": -282.0,
-    "InvertedPendulum-v5": 5.2,
-    "Reacher-v5": -43.3,
-    "InvertedDoublePendulum-v5": 49.1,
-    "Hopper-v5": 16.7,
-    "Walker2d-v5": 1.8,
-}
+from benchmarks.common.statistics import interval, iqm
+from benchmarks.learning.figures import draw_all
+from benchmarks.learning.measured import FinishedRuns, score
+from benchmarks.learning.tasks import ALGORITHMS
 
 
 class Bar(NamedTuple):
@@ -36,11 +27,6 @@ class Bar(NamedTuple):
     """Of the last three evaluations, shape (seeds, 3), of the algorithm and of SAC"""
     relation: str = "ratio"
     """How it is compared with SAC: "ratio" or "difference" """
-
-
-def iqm(scores: np.ndarray) -> float:
-    """:return: interquartile mean over all seeds (and tasks)"""
-    return float(aggregate_iqm(scores))
 
 
 BARS = (
@@ -85,19 +71,6 @@ BARS = (
 THRESHOLDS = {"HalfCheetah-v5": (4000.0, 4500.0)}
 
 
-def interval(function: Callable[..., float], *scores: np.ndarray) -> tuple[float, float]:
-    """
-    :param function: of the scores
-    :param scores: shape (seeds,) or (seeds, tasks) each, resampled independently of each other
-    :return: the bounds of the 95 % interval
-    """
-    np.random.seed(0)  # what rliable draws from
-    matrices = [array.reshape(len(array), -1) for array in scores]
-    _, bounds = library.get_interval_estimates({"": matrices}, lambda *args: np.array([function(*args)]), reps=REPETITIONS)
-    low, high = bounds[""][:, 0]
-    return float(low), float(high)
-
-
 def number(value: float, digits: int | None = None) -> str:
     """:return: with a true minus sign, and so many digits as a return of this size needs"""
     if digits is None:
@@ -115,19 +88,19 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines)) + "\n"
 
 
-def bar_table(measured: Measured) -> str:
+def bar_table(runs: FinishedRuns) -> str:
     """:return: each row of the bar with our number, SAC's number, how they compare, and whether it is met"""
     lines = []
     for bar in BARS:
-        ours, sac = measured.table(bar.task, bar.algorithm), measured.table(bar.task, "sac")
-        cells = [bar.task, NAMES[bar.algorithm], bar.text]
+        ours, sac = runs.table(bar.task, bar.algorithm), runs.table(bar.task, "sac")
+        cells = [bar.task, ALGORITHMS[bar.algorithm].title, bar.text]
         if ours.empty or sac.empty:
             lines.append([*cells, "–", "–", "–", "not run"])
             continue
-        x, y = measured.scores(bar.task, bar.algorithm), measured.scores(bar.task, "sac")
+        x, y = runs.scores(bar.task, bar.algorithm), runs.scores(bar.task, "sac")
         compare = (lambda a, b: iqm(a) / iqm(b)) if bar.relation == "ratio" else (lambda a, b: iqm(a) - iqm(b))
-        missing = measured.missing(bar.task, bar.algorithm) + measured.missing(bar.task, "sac")
-        verdict = "met" if bar.met(measured.last(bar.task, bar.algorithm), measured.last(bar.task, "sac")) else "**not met**"
+        missing = runs.missing(bar.task, bar.algorithm) + runs.missing(bar.task, "sac")
+        verdict = "met" if bar.met(runs.last(bar.task, bar.algorithm), runs.last(bar.task, "sac")) else "**not met**"
         lines.append(
             [
                 *cells,
@@ -140,21 +113,21 @@ def bar_table(measured: Measured) -> str:
     return markdown(["task", "algorithm", "bar", "IQM of the scores", "SB3's SAC", "against SAC", "bar met"], lines)
 
 
-def seed_table(measured: Measured) -> str:
+def seed_table(runs: FinishedRuns) -> str:
     """:return: every run's score, and for each algorithm and task the area under the curve and the time"""
     lines = []
-    for task in measured.tasks:
-        for algorithm in measured.algorithms:
-            table = measured.table(task, algorithm)
+    for task in runs.tasks:
+        for algorithm in runs.algorithms:
+            table = runs.table(task, algorithm)
             if table.empty:
                 continue
-            area = measured.areas(task, algorithm)
-            minutes = measured.minutes(task, algorithm).iloc[:, -1]
-            scores = [f"{number(s)}" for s in measured.scores(task, algorithm)]
+            area = runs.areas(task, algorithm)
+            minutes = runs.minutes(task, algorithm).iloc[:, -1]
+            scores = [f"{number(s)}" for s in runs.scores(task, algorithm)]
             lines.append(
                 [
                     task,
-                    NAMES[algorithm],
+                    ALGORITHMS[algorithm].title,
                     ", ".join(f"{seed}: {s}" for seed, s in zip(table.index, scores, strict=True)),
                     with_interval(iqm(area), interval(iqm, area)),
                     f"{minutes.median():.1f}" + (f" (of {len(minutes)})" if 0 < len(minutes) < len(table) else "")
@@ -167,24 +140,24 @@ def seed_table(measured: Measured) -> str:
 
 
 def improvement(
-    measured: Measured, values: Callable[[Measured, str, str], np.ndarray] = Measured.scores
+    runs: FinishedRuns, values: Callable[[FinishedRuns, str, str], np.ndarray] = FinishedRuns.scores
 ) -> dict[str, tuple[float, tuple[float, float]]]:
     """
-    :param measured: the finished runs
+    :param runs: the finished runs
     :param values: what is compared, of a task and an algorithm
     :return: for each task, and for all together, the probability that the value of a run of SACV is higher than one of SAC's
     """
     result = {}
     pairs = {
-        task: (values(measured, task, "sacv"), values(measured, task, "sac"))
-        for task in measured.tasks
-        if not measured.table(task, "sacv").empty and not measured.table(task, "sac").empty
+        task: (values(runs, task, "sacv"), values(runs, task, "sac"))
+        for task in runs.tasks
+        if not runs.table(task, "sacv").empty and not runs.table(task, "sac").empty
     }
     for task, (ours, sac) in pairs.items():
         probability = probability_of_improvement(ours[:, None], sac[:, None])
         result[task] = probability, interval(probability_of_improvement, ours, sac)
     if len(pairs) > 1:
-        whole = [pairs[task] for task in measured.whole_tasks()]
+        whole = [pairs[task] for task in runs.whole_tasks()]
         # rliable takes the same number of runs for each task: the first ones, those that all have
         n_runs = min(len(scores) for pair in whole for scores in pair)
         ours, sac = (np.stack([pair[i][:n_runs] for pair in whole], axis=1) for i in (0, 1))
@@ -193,37 +166,44 @@ def improvement(
     return result
 
 
-def first_reached(measured: Measured, task: str, algorithm: str, threshold: float) -> np.ndarray:
+def first_reached(runs: FinishedRuns, task: str, algorithm: str, threshold: float) -> np.ndarray:
     """:return: minutes of processor until each seed's first evaluation at or over the threshold, infinite if there is none"""
-    minutes = measured.minutes(task, algorithm)
-    returns = measured.table(task, algorithm).loc[minutes.index].to_numpy()
+    minutes = runs.minutes(task, algorithm)
+    returns = runs.table(task, algorithm).loc[minutes.index].to_numpy()
     return np.where(returns >= threshold, minutes.to_numpy(), np.inf).min(axis=1)
 
 
-def threshold_table(measured: Measured) -> str:
+def threshold_table(runs: FinishedRuns) -> str:
     """:return: minutes until a return was reached, every seed"""
     lines = []
     for task, threshold in ((task, threshold) for task, thresholds in THRESHOLDS.items() for threshold in thresholds):
-        for algorithm in measured.algorithms:
-            if measured.table(task, algorithm).empty or measured.minutes(task, algorithm).empty:
+        for algorithm in runs.algorithms:
+            if runs.table(task, algorithm).empty or runs.minutes(task, algorithm).empty:
                 continue
-            reached = first_reached(measured, task, algorithm, threshold)
+            reached = first_reached(runs, task, algorithm, threshold)
             each = ", ".join(f"{minutes:.1f}" if np.isfinite(minutes) else "never" for minutes in reached)
             median = f"{np.median(reached):.1f}" if np.isfinite(np.median(reached)) else "–"
             lines.append(
-                [task, number(threshold, 0), NAMES[algorithm], each, median, against_sac(measured, task, algorithm, threshold)]
+                [
+                    task,
+                    number(threshold, 0),
+                    ALGORITHMS[algorithm].title,
+                    each,
+                    median,
+                    against_sac(runs, task, algorithm, threshold),
+                ]
             )
     header = ["task", "return", "algorithm", "minutes of processor, each seed", "median", "over SAC's median"]
     return markdown(header, lines)
 
 
-def against_sac(measured: Measured, task: str, algorithm: str, threshold: float) -> str:
+def against_sac(runs: FinishedRuns, task: str, algorithm: str, threshold: float) -> str:
     """:return: the ratio of the medians of the minutes, where all runs have reached the return"""
     if algorithm == "sac":
         return "1"
-    if measured.table(task, "sac").empty or measured.minutes(task, "sac").empty:
+    if runs.table(task, "sac").empty or runs.minutes(task, "sac").empty:
         return "–"
-    reached, sac = (first_reached(measured, task, name, threshold) for name in (algorithm, "sac"))
+    reached, sac = (first_reached(runs, task, name, threshold) for name in (algorithm, "sac"))
     if not (np.isfinite(reached).all() and np.isfinite(sac).all()):
         return "–"
 
@@ -233,32 +213,30 @@ def against_sac(measured: Measured, task: str, algorithm: str, threshold: float)
     return with_interval(ratio(reached, sac), interval(ratio, reached, sac), 2)
 
 
-def report(folder: pathlib.Path) -> None:
+def write_report(folder: pathlib.Path) -> None:
     """
     Write ``report.md`` and the figures beside the CSV files.
 
     :param folder: of the results
     """
-    from learning_figures import draw_all
-
-    measured = Measured(folder)
-    probabilities = improvement(measured)
-    of_areas = improvement(measured, Measured.areas)
+    runs = FinishedRuns(folder)
+    probabilities = improvement(runs)
+    of_areas = improvement(runs, FinishedRuns.areas)
     improvements = [
         [task, *(with_interval(value, bounds, 2) for value, bounds in (probabilities[task], of_areas[task]))]
         for task in probabilities
     ]
     parts = {
         # A folder of other tasks, as those for tuning, has no bar
-        **({"The bar": bar_table(measured)} if any(bar.task in measured.tasks for bar in BARS) else {}),
-        "Every seed": seed_table(measured),
+        **({"The bar": bar_table(runs)} if any(bar.task in runs.tasks for bar in BARS) else {}),
+        "Every seed": seed_table(runs),
         "Probability that a run of SACV is ahead of one of SAC": markdown(
             ["task", "by the score", "by the area under the curve"], improvements
         ),
-        "Time to a return": threshold_table(measured),
+        "Time to a return": threshold_table(runs),
     }
     text = "\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
     (folder / "report.md").write_text(text)
     print(text)
-    for path in draw_all(measured, probabilities, folder):
+    for path in draw_all(runs, probabilities, folder):
         print(f"Look at {path}")

@@ -1,4 +1,4 @@
-"""What throughput.py measured, kept: rows of every processor beside each other in one CSV, and drawn."""
+"""Results of throughput.py: rows of every processor beside each other in one CSV, and a picture of them."""
 
 import csv
 import pathlib
@@ -7,9 +7,9 @@ from typing import Any
 COLOURS = ("#999999", "#cc79a7", "#56b4e9", "#0072b2", "#d55e00", "#009e73", "#e69f00")
 
 
-def keep(rows: list[dict[str, Any]], path: pathlib.Path) -> list[dict[str, Any]]:
+def merge(rows: list[dict[str, Any]], path: pathlib.Path) -> list[dict[str, Any]]:
     """
-    Write the rows beside those of other processors, in place of earlier ones of the same.
+    Write the rows beside those of other processors, instead of earlier ones of the same.
 
     :param rows: of one run, each with its ``processor``
     :param path: of the CSV
@@ -32,7 +32,7 @@ def keep(rows: list[dict[str, Any]], path: pathlib.Path) -> list[dict[str, Any]]
 
 def draw(rows: list[dict[str, Any]], path: pathlib.Path, title: str) -> None:
     """
-    For each processor a row of two pictures: the share of the matrix products' own speed, which is much the same on every
+    For each processor a row of two pictures: the fraction of the speed of matrix products, which is much the same on every
     processor, and the speed against SB3's SAC, which is not.
 
     :param rows: of all measurements

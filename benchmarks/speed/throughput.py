@@ -1,32 +1,27 @@
 """How fast SACV is against what one would use instead, as ratios of one interleaved run.
 
-    python benchmarks/throughput.py --threads 2
+    python -m benchmarks.speed.throughput --threads 2
 
 Each contender runs in a process of its own and they take turns in short pieces of work, so that whatever else the machine
-does hits all of them. Quoted are medians over the turns: of the ratio to SB3's SAC in the same turn, and of the share of the
+does hits all of them. Given are medians over the turns: of the ratio to SB3's SAC in the same turn, and of the share of the
 floor, which is the speed that the float32 matrix products of an update have by themselves on the same processor, in the faster
-of the two libraries that PyTorch has. The share carries
-over to other processors, the ratio does not, and absolute times belong to one machine and one hour. Results go to
-benchmarks/results/ as CSV and PNG, those of several processors beside each other.
+of the two libraries that PyTorch has. The share carries over to other processors, the ratio does not; absolute times belong to
+one machine and one hour. Results go to benchmarks/results/speed/ as CSV and PNG, those of several processors side by side.
 """
 
 import argparse
-import json
-import os
 import pathlib
 import statistics
 import subprocess
 import sys
-import tempfile
 from typing import Any
 
-from machine import processor
-from throughput_results import draw, keep
 from tqdm import tqdm
 
-from sb3_softvalue.execution.products import multiplies_bfloat16
+from benchmarks.common.machine import multiplies_bfloat16, processor
+from benchmarks.speed.contender import ROOT, Contender
+from benchmarks.speed.results import draw, merge
 
-HERE = pathlib.Path(__file__).parent
 MIXED = ("sacv-mixed",) if multiplies_bfloat16() else ()
 UPDATE_CONTENDERS = {
     "cpu": ("sac", "tqc", "sacv-eager", "sacv-compiled", *MIXED),
@@ -40,64 +35,19 @@ PREPARED = ("sacv-compiled", "sacv-mixed", "sacv-cuda_graph")
 SECONDS_PER_TURN = 0.8
 
 
-class Worker:
+def start(args: argparse.Namespace, work: str, algo: str = "", **settings: Any) -> Contender:
     """
-    A contender, running worker.py.
-
     :param args: of the command line
     :param work: "updates", "learn" or "products"
     :param algo: which contender
+    :param settings: instead of those of the command line
+    :return: its process
     """
-
-    def __init__(self, args: argparse.Namespace, work: str, algo: str = "", **options: Any):
-        self.name = algo
-        settings = {name: getattr(args, name) for name in ("env", "device", "threads", "n_envs", "timesteps", "slices")}
-        settings |= {name: getattr(args, name)[0] for name in ("batch_size", "width")} | options
-        settings |= {"train_freq": args.train_freq, "gradient_steps": args.gradient_steps}
-        flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-        python = args.sbx_python if algo == "sbx" else sys.executable
-        # What earlier runs have compiled must not help: a preparation costs what it costs on a new machine
-        self.cache = tempfile.TemporaryDirectory()
-        self.process = subprocess.Popen(
-            [python, str(HERE / "worker.py"), work, "--algo", algo, *flags],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": self.cache.name},
-        )
-
-    def answer(self) -> dict[str, Any]:
-        """:return: the worker's next message"""
-        assert self.process.stdout is not None and self.process.stderr is not None
-        for line in self.process.stdout:
-            if line.startswith("@"):
-                return json.loads(line[1:])
-        raise SystemExit(f"The worker of {self.name!r} ended early:\n{self.process.stderr.read()[-2000:]}")
-
-    def tell(self, command: str) -> dict[str, Any]:
-        """
-        :param command: what to do next
-        :return: the worker's message when it is done
-        """
-        assert self.process.stdin is not None
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def seconds_each(self, times: int) -> float:
-        """
-        :param times: how often to do the work, about
-        :return: the mean time it takes
-        """
-        answer = self.tell(str(times))
-        return answer["seconds"] / answer["times"]
-
-    def end(self) -> None:
-        """End the worker."""
-        self.process.terminate()
-        self.process.communicate()
-        self.cache.cleanup()
+    names = ("env", "device", "threads", "n_envs", "timesteps", "slices", "train_freq", "gradient_steps")
+    settings = (
+        {name: getattr(args, name) for name in names} | {"batch_size": args.batch_size[0], "width": args.width[0]} | settings
+    )
+    return Contender(work, algo, settings, args.sbx_python if algo == "sbx" else sys.executable)
 
 
 def products_per_update(width: int, obs_dim: int, action_dim: int) -> float:
@@ -121,11 +71,11 @@ def measure_updates(args: argparse.Namespace, batch_size: int, width: int) -> li
     contenders = UPDATE_CONTENDERS[args.device]
     workers, first_calls = [], []
     for algo in contenders:
-        workers.append(Worker(args, "updates", algo, batch_size=batch_size, width=width))
-        first_calls.append(workers[-1].answer()["first_call"])  # before the next one starts, which would slow it down
-    floor = Worker(args, "products", batch_size=batch_size, width=width)
-    floor.answer()
-    dims = floor.tell("dimensions")
+        workers.append(start(args, "updates", algo, batch_size=batch_size, width=width))
+        first_calls.append(workers[-1].read()["first_call"])  # before the next one starts, which would slow it down
+    floor = start(args, "products", batch_size=batch_size, width=width)
+    floor.read()
+    dims = floor.ask("dimensions")
     n_products = products_per_update(width, dims["obs_dim"], dims["action_dim"])
     for worker in workers:
         worker.seconds_each(4)
@@ -138,7 +88,7 @@ def measure_updates(args: argparse.Namespace, batch_size: int, width: int) -> li
         if turn >= 2:  # the first turns warm caches and clocks
             turns.append(seconds)
             floors.append(product)
-    memory = [worker.tell("memory")["peak_mib"] for worker in workers]
+    memory = [worker.ask("memory")["peak_mib"] for worker in workers]
     for worker in (*workers, floor):
         worker.end()
     rows = []
@@ -173,14 +123,14 @@ def measure_learn(args: argparse.Namespace) -> list[dict[str, Any]]:
     :return: one row for each contender
     """
     contenders = [*LEARN_CONTENDERS[args.device], *(["sbx"] if args.sbx_python else [])]
-    workers = [Worker(args, "learn", algo) for algo in contenders]
+    workers = [start(args, "learn", algo) for algo in contenders]
     for worker in workers:
-        worker.answer()
+        worker.read()
     turns = [
-        [worker.tell("go")["seconds"] for worker in workers]
+        [worker.ask("go")["seconds"] for worker in workers]
         for _ in tqdm(range(args.slices), desc=f"learn() of {args.timesteps} steps", leave=False)
     ]
-    memory = [worker.tell("go")["peak_mib"] for worker in workers]
+    memory = [worker.ask("go")["peak_mib"] for worker in workers]
     for worker in workers:
         worker.end()
     steady = [statistics.median(seconds[i] for seconds in turns) for i in range(len(workers))]
@@ -229,7 +179,7 @@ def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
         stem += "-sizes"
     path = pathlib.Path(args.output) / f"{stem}.csv"
     named = [{"processor": processor(args.device), "threads": args.threads, **row} for row in rows]
-    draw(keep(named, path), path.with_suffix(".png"), title)
+    draw(merge(named, path), path.with_suffix(".png"), title)
     print(f"Written: {path}, {path.with_suffix('.png')}")
 
 
@@ -244,7 +194,9 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """:return: the command line's arguments"""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.speed.throughput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--env", default="HalfCheetah-v5")
@@ -261,7 +213,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--timesteps", type=int, default=20_000, help="of learn(); 0 leaves it out")
     parser.add_argument("--slices", type=int, default=20, help="interleaved slices of learn()")
     parser.add_argument("--sbx-python", help="Python of an environment with sbx-rl, to compare learn() with SBX's SAC")
-    parser.add_argument("--output", default=str(HERE / "results"))
+    parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results" / "speed"))
     return parser.parse_args()
 
 

@@ -1,10 +1,10 @@
 """
-What becomes of a policy when a SAC goes on as a SACV: its return at the conversion and over the steps after it.
+What happens to a policy when a SAC continues as a SACV: its return at the conversion and over the steps after it.
 
-    python benchmarks/from_sac.py --fit 0 1000 5000
+    python -m benchmarks.studies.from_sac --fit 0 1000 5000
 
 Trains SB3's SAC on Pendulum-v1, converts it and learns on, evaluating the deterministic policy on the same initial states
-each time. Prints a table and writes it into benchmarks/results/. ``--models`` keeps the SACs between runs.
+each time. Prints a table and writes it into benchmarks/results/studies/. ``--models`` keeps the SACs between runs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_softvalue import SACV
 
 TASK = "Pendulum-v1"
-RESULTS = pathlib.Path(__file__).parent / "results" / "from_sac.csv"
+RESULTS = pathlib.Path(__file__).parents[1] / "results" / "studies" / "from_sac.csv"
 COLUMNS = ("buffer", "collect_steps", "fit_value_steps", "seed", "fit_seconds", "before", "at_once", "worst", "last")
 
 
@@ -74,7 +74,9 @@ def converted(
 
 def main() -> None:
     """Measure."""
-    parser = argparse.ArgumentParser(description="Measure how a SAC goes on as a SACV.")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.studies.from_sac", description="Measure how a SAC continues as a SACV."
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--fit", type=int, nargs="+", default=[-1, 0, 1_000, 5_000], help="-1: SB3's SAC learns on itself")
     parser.add_argument("--buffers", nargs="+", choices=("kept", "none"), default=["kept", "none"])

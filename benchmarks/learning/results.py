@@ -1,4 +1,4 @@
-"""Where learning.py keeps its evaluations: a CSV for each task, and beside it what they were made with as JSON.
+"""The evaluations of a sweep on disk: a CSV for each task, and beside it a JSON file about how they were made.
 
 Only finished runs are kept over a restart, so that a sweep that was killed at any moment, also within a line, ends with the
 file of one that was not. Trainings on one thread repeat exactly; only the times differ.
@@ -20,15 +20,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from filelock import FileLock, Timeout
-from learning_run import ROW as COLUMNS
-from learning_run import Run, evaluation_steps
-from machine import processor
+
+from benchmarks.common.machine import processor
+from benchmarks.learning.run import COLUMNS
+from benchmarks.learning.tasks import Run, evaluation_steps
 
 KEY = ("task", "algorithm", "seed", "timesteps")
 PACKAGES = ("sb3_softvalue", "stable_baselines3", "sb3_contrib", "torch", "numpy", "gymnasium", "mujoco")
 
 
-def in_lines(rows: list[dict[str, Any]], header: bool = False) -> str:
+def to_csv(rows: list[dict[str, Any]], header: bool = False) -> str:
     """:return: the rows as CSV"""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -38,7 +39,7 @@ def in_lines(rows: list[dict[str, Any]], header: bool = False) -> str:
     return text.getvalue()
 
 
-def replace(path: pathlib.Path, text: str) -> None:
+def write_atomically(path: pathlib.Path, text: str) -> None:
     """Write a file as a whole or not at all."""
     new = path.with_name(f"{path.name}.new")
     with open(new, "w") as file:
@@ -49,7 +50,7 @@ def replace(path: pathlib.Path, text: str) -> None:
 
 
 @contextmanager
-def sole_sweep(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path) -> Iterator[None]:
     """
     Keep other sweeps out of a folder, whose files would be written from two memories.
 
@@ -61,13 +62,13 @@ def sole_sweep(folder: pathlib.Path) -> Iterator[None]:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout as error:
-        message = f"Another sweep writes to {folder}: wait for its end, or take another --results folder."
+        message = f"Another sweep writes to {folder}: wait for its end, or use another --results folder."
         raise SystemExit(message) from error
 
 
-def read_whole_lines(path: pathlib.Path) -> list[dict[str, str]]:
+def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
     """
-    :param path: of a CSV of ours
+    :param path: of a CSV of a sweep
     :return: its rows, without those that were not written to their end, each evaluation once; none if there is no file
     :raises SystemExit: if it is something else
     """
@@ -77,15 +78,15 @@ def read_whole_lines(path: pathlib.Path) -> list[dict[str, str]]:
         text = "?\n"
     reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
     if reader.fieldnames is not None and tuple(reader.fieldnames) != COLUMNS:
-        raise SystemExit(f"{path} is not a file of this benchmark: move it away, or take another --results folder.")
+        raise SystemExit(f"{path} is not a file of this benchmark: move it away, or use another --results folder.")
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for row in reader:
-        if is_whole(row):
+        if is_complete(row):
             rows.setdefault(tuple(row[name] for name in KEY), row)
     return list(rows.values())
 
 
-def is_whole(row: dict[Any, Any]) -> bool:
+def is_complete(row: dict[Any, Any]) -> bool:
     """:return: whether each column of a row, and nothing else, holds what it should"""
     try:
         numbers = [float(row[name]) for name in COLUMNS[2:]]
@@ -108,24 +109,9 @@ def finished_runs(rows: Sequence[dict[str, str]], steps: int, evaluate_every: in
     return {run for run, timesteps in found.items() if timesteps == wanted}
 
 
-def read_sidecar(path: pathlib.Path) -> dict[str, Any]:
-    """
-    :param path: of the JSON beside a CSV
-    :return: what is in it
-    :raises SystemExit: if it cannot be read
-    """
-    try:
-        about = json.loads(path.read_text())
-        about["steps"], about["evaluate_every"], about["versions"], about["algorithms"], about["sweeps"]
-    except (ValueError, TypeError, KeyError) as error:
-        message = f"{path} is damaged ({error!r}): restore it, or move it away together with its CSV."
-        raise SystemExit(message) from error
-    return about
-
-
 class TaskResults:
     """
-    The CSV of one task, of which only this object writes while a sweep goes on.
+    The CSV of one task, to which only this object writes during a sweep.
 
     :param folder: of the results
     :param runs: the runs of this task that the sweep consists of
@@ -135,10 +121,10 @@ class TaskResults:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{runs[0].task}.csv"
         self._lock = threading.Lock()
-        found = read_whole_lines(self.path)
+        found = read_rows(self.path)
         self.finished = finished_runs(found, runs[0].steps, runs[0].evaluate_every)
         self._rows = {self._key(row): row for row in found if (row["algorithm"], int(row["seed"])) in self.finished}
-        self.tidy()
+        self.sort()
 
     @staticmethod
     def _key(row: dict[str, Any]) -> tuple[str, int, int]:
@@ -149,35 +135,35 @@ class TaskResults:
         Write one evaluation at once.
 
         :param row: with ``COLUMNS``
-        :return: whether it is new; a run that is retried says its evaluations again
+        :return: whether it is new; a run that is retried reports its evaluations again
         """
         with self._lock:
             if self._key(row) in self._rows:
                 return False
             self._rows[self._key(row)] = row
             with open(self.path, "a") as file:
-                file.write(in_lines([row]))
+                file.write(to_csv([row]))
                 file.flush()
                 os.fsync(file.fileno())
             return True
 
-    def note_origin(self, run: Run, sweep: int) -> None:
+    def record_origin(self, run: Run, sweep: int) -> None:
         """
-        Say beside the CSV where a finished run comes from.
+        Write beside the CSV where a finished run comes from.
 
         :param run: that is finished
-        :param sweep: its number, as ``write_sidecar`` gave it
+        :param sweep: its number, as ``write_metadata`` gave it
         """
         with self._lock:
             path = self.path.with_suffix(".json")
-            about = read_sidecar(path)
-            about.setdefault("runs", {})[f"{run.algorithm} {run.seed}"] = [sweep]
-            write_json(path, about)
+            metadata = read_metadata(path)
+            metadata.setdefault("runs", {})[f"{run.algorithm} {run.seed}"] = [sweep]
+            write_json(path, metadata)
 
-    def tidy(self) -> None:
+    def sort(self) -> None:
         """Sort the file by algorithm, seed and time step."""
         with self._lock:
-            replace(self.path, in_lines([self._rows[key] for key in sorted(self._rows)], header=True))
+            write_atomically(self.path, to_csv([self._rows[key] for key in sorted(self._rows)], header=True))
 
 
 def versions() -> dict[str, str]:
@@ -192,15 +178,31 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def write_sidecar(folder: pathlib.Path, runs: Sequence[Run], processes: int, note: str) -> int:
+def read_metadata(path: pathlib.Path) -> dict[str, Any]:
     """
-    Say beside a CSV what its numbers are made with.
+    :param path: of the JSON beside a CSV
+    :return: what is in it
+    :raises SystemExit: if it cannot be read
+    """
+    try:
+        metadata = json.loads(path.read_text())
+        for name in ("steps", "evaluate_every", "versions", "algorithms", "sweeps"):
+            metadata[name]
+    except (ValueError, TypeError, KeyError) as error:
+        message = f"{path} is damaged ({error!r}): restore it, or move it away together with its CSV."
+        raise SystemExit(message) from error
+    return metadata
+
+
+def write_metadata(folder: pathlib.Path, runs: Sequence[Run], processes: int, note: str) -> int:
+    """
+    Write beside a CSV how its numbers are made.
 
     :param folder: of the results
     :param runs: the runs of one task that the sweep consists of
     :param processes: side by side
     :param note: of the user about this sweep
-    :return: the number of this sweep among those that are told of there
+    :return: the number of this sweep in the file
     :raises SystemExit: if results are there that were made with other versions or settings, before anything is written
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,17 +210,17 @@ def write_sidecar(folder: pathlib.Path, runs: Sequence[Run], processes: int, not
     task = {"env": runs[0].env, "steps": runs[0].steps, "evaluate_every": runs[0].evaluate_every}
     algorithms = {run.algorithm: run.hyperparameters for run in runs}
     if path.exists():
-        about = read_sidecar(path)
+        metadata = read_metadata(path)
     else:
-        about = {"versions": versions(), "algorithms": {}, "sweeps": [], "runs": {}} | task
-    other = [name for name, value in {"versions": versions(), **task}.items() if about.get(name) != value]
-    other += [name for name, value in algorithms.items() if about["algorithms"].get(name, value) != value]
+        metadata = {"versions": versions(), "algorithms": {}, "sweeps": [], "runs": {}} | task
+    other = [name for name, value in {"versions": versions(), **task}.items() if metadata.get(name) != value]
+    other += [name for name, value in algorithms.items() if metadata["algorithms"].get(name, value) != value]
     if other:
-        message = f"{path.with_suffix('.csv')} was made with other {', '.join(other)} ({path}): take another --results folder."
+        message = f"{path.with_suffix('.csv')} was made with other {', '.join(other)} ({path}): use another --results folder."
         raise SystemExit(message)
-    about["algorithms"] |= algorithms
+    metadata["algorithms"] |= algorithms
     sweep = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", "benchmarks.learning", *sys.argv[1:]]),
         "commit": commit(),
         "processor": processor(runs[0].device),
         "processes": processes,
@@ -226,12 +228,12 @@ def write_sidecar(folder: pathlib.Path, runs: Sequence[Run], processes: int, not
         "device": runs[0].device,
         "note": note,
     }
-    if sweep not in about["sweeps"]:
-        about["sweeps"].append(sweep)
-    write_json(path, about)
-    return int(about["sweeps"].index(sweep))
+    if sweep not in metadata["sweeps"]:
+        metadata["sweeps"].append(sweep)
+    write_json(path, metadata)
+    return int(metadata["sweeps"].index(sweep))
 
 
-def write_json(path: pathlib.Path, about: dict[str, Any]) -> None:
+def write_json(path: pathlib.Path, metadata: dict[str, Any]) -> None:
     """Write what stands beside a CSV."""
-    replace(path, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")

@@ -1,27 +1,17 @@
-"""The finished runs of a folder of learning.py, as tables."""
+"""The finished runs of a folder of results, as tables."""
 
 import pathlib
 from collections import Counter
 
 import numpy as np
 import pandas as pd
-from learning_results import COLUMNS, finished_runs, read_sidecar, read_whole_lines
-from learning_run import TASKS, evaluation_steps
+
+from benchmarks.learning.results import COLUMNS, finished_runs, read_metadata, read_rows
+from benchmarks.learning.tasks import ALGORITHMS, TASKS, evaluation_steps
 
 # Finer evaluations are for the curves: the window of the score does not become narrower by them
 SCORE_EVERY = 5_000
 INTEGERS = {"seed": int, "timesteps": int}
-NAMES = {
-    "sacv": "SACV",
-    "sac": "SAC",
-    "sacv-fixed": "SACV, α = 0.2",
-    "tqc": "TQC",
-    "sacv-mixed": "SACV, bfloat16 products",
-    "sacv-tau-0.01": "SACV, τ = 0.01",
-    "sacv-vf-1e-3": "SACV, V's learning rate 1e-3",
-    "sacv-alpha-0.1": "SACV, α begins at 0.1",
-    "sac-alpha-0.1": "SAC, α begins at 0.1",
-}
 
 
 def score(last: np.ndarray) -> np.ndarray:
@@ -29,7 +19,7 @@ def score(last: np.ndarray) -> np.ndarray:
     return last.mean(axis=1)
 
 
-class Measured:
+class FinishedRuns:
     """
     The finished runs of a folder.
 
@@ -39,25 +29,25 @@ class Measured:
 
     def __init__(self, folder: pathlib.Path):
         self.frames: dict[tuple[str, str], pd.DataFrame] = {}
-        self.about = {path.stem: read_sidecar(path) for path in sorted(folder.glob("*.json"))}
-        order = [*TASKS, *self.about]
-        for task in sorted(self.about, key=order.index):
-            steps, every = self.about[task]["steps"], self.about[task]["evaluate_every"]
+        self.metadata = {path.stem: read_metadata(path) for path in sorted(folder.glob("*.json"))}
+        order = [*TASKS, *self.metadata]
+        for task in sorted(self.metadata, key=order.index):
+            steps, every = self.metadata[task]["steps"], self.metadata[task]["evaluate_every"]
             if not any(step % SCORE_EVERY == 0 for step in evaluation_steps(steps, every)):
                 print(f"{task} has no evaluation at a multiple of {SCORE_EVERY:,} steps, and no score: it is left out.")
                 continue
-            rows = read_whole_lines(folder / f"{task}.csv")
+            rows = read_rows(folder / f"{task}.csv")
             finished = finished_runs(rows, steps, every)
             for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
                 runs = [row for row in rows if row["algorithm"] == algorithm and (algorithm, int(row["seed"])) in finished]
-                if algorithm not in NAMES:
+                if algorithm not in ALGORITHMS:
                     print(f"{algorithm!r}, of which {task} has runs, is not known: it is left out.")
                 elif runs:
                     self.frames[task, algorithm] = pd.DataFrame(runs).astype(dict.fromkeys(COLUMNS[4:], float) | INTEGERS)
         if not self.frames:
             raise SystemExit(f"No run in {folder} is finished: there is nothing to report yet.")
         self.tasks = list(dict.fromkeys(task for task, _ in self.frames))
-        self.algorithms = [name for name in NAMES if any(name == algorithm for _, algorithm in self.frames)]
+        self.algorithms = [name for name in ALGORITHMS if any(name == algorithm for _, algorithm in self.frames)]
 
     def table(self, task: str, algorithm: str, column: str = "mean_reward") -> pd.DataFrame:
         """:return: a column's values, one row for each seed and one column for each time step; empty if nothing was run"""
@@ -70,8 +60,8 @@ class Measured:
         :return: minutes of processor until each evaluation, like ``table``. Those of different processors do not compare: only
             runs on the one that most of the task's runs were made on.
         """
-        about = self.about[task]
-        origins = {run: about["sweeps"][numbers[-1]]["processor"] for run, numbers in about.get("runs", {}).items()}
+        metadata = self.metadata[task]
+        origins = {run: metadata["sweeps"][numbers[-1]]["processor"] for run, numbers in metadata.get("runs", {}).items()}
         usual = Counter(origins.values()).most_common(1)[0][0] if origins else None
         table = self.table(task, algorithm, "cpu_seconds") / 60
         return table.loc[[seed for seed in table.index if origins.get(f"{algorithm} {seed}") == usual]]
@@ -96,7 +86,7 @@ class Measured:
 
     def whole_tasks(self) -> list[str]:
         """
-        :return: what is said of all tasks is said of these: with every run of SACV and SAC, where there are none with any
+        :return: the tasks that a summary is about: those with every run of SACV and SAC or, if there is none, with any
         """
         both = [task for task in self.tasks if not (self.table(task, "sacv").empty or self.table(task, "sac").empty)]
         return [task for task in both if not self.missing(task, "sacv") + self.missing(task, "sac")] or both

@@ -1,122 +1,97 @@
-"""The pictures of learning_report.py."""
+"""The pictures of a report."""
 
 import pathlib
 from typing import TYPE_CHECKING
 
-import learning_report
 import numpy as np
-from learning_measured import NAMES, Measured
-from learning_report import RANDOM, iqm
-from rliable import library
-from scipy.stats import trim_mean
 
-from sb3_softvalue.figures import BLUE, GREEN, ORANGE, VERMILION, new_figure
+from benchmarks.common.statistics import curve_interval, iqm, performance_profile
+from benchmarks.learning.measured import FinishedRuns
+from benchmarks.learning.tasks import ALGORITHMS, BLUE, RANDOM_RETURNS
+from sb3_softvalue.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito 2008, as the others
-SKY, PURPLE = "#56B4E9", "#CC79A7"
-COLOURS = {
-    "sacv": BLUE,
-    "sac": ORANGE,
-    "sacv-fixed": GREEN,
-    "tqc": VERMILION,
-    "sacv-mixed": SKY,
-    "sacv-tau-0.01": GREEN,
-    "sacv-vf-1e-3": PURPLE,
-    "sacv-alpha-0.1": SKY,
-    "sac-alpha-0.1": VERMILION,
-}
 PROFILE = np.linspace(0.0, 1.5, 76)
 
 
-def curve_band(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """
-    :param returns: shape (seeds, evaluations)
-    :return: the IQM over seeds at each evaluation, and its 95 % interval of shape (2, evaluations)
-    """
-    np.random.seed(0)  # what rliable draws from
-    curves = {"": returns[:, None, :]}
-    middle, band = library.get_interval_estimates(
-        curves, lambda x: trim_mean(x[:, 0], 0.25, axis=0), reps=learning_report.REPETITIONS
-    )
-    return middle[""], band[""]
-
-
-def draw_task(axes: "Axes", measured: Measured, task: str, over_minutes: bool) -> None:
+def draw_task(axes: "Axes", runs: FinishedRuns, task: str, over_minutes: bool) -> None:
     """
     :param axes: to draw on
-    :param measured: the finished runs
+    :param runs: the finished runs
     :param task: whose curves
     :param over_minutes: of the processor; else over time steps
     """
-    for algorithm in measured.algorithms:
-        table = measured.table(task, algorithm)
+    for algorithm in runs.algorithms:
+        table = runs.table(task, algorithm)
         if table.empty:
             continue
         if over_minutes:
-            minutes = measured.minutes(task, algorithm)
+            minutes = runs.minutes(task, algorithm)
             if minutes.empty:
                 continue
             table, x = table.loc[minutes.index], minutes.to_numpy()
         else:
             x = np.tile(table.columns.to_numpy(), (len(table), 1))
-        colour, returns = COLOURS[algorithm], table.to_numpy()
+        colour, returns = ALGORITHMS[algorithm].colour, table.to_numpy()
         axes.plot(x.T, returns.T, color=colour, linewidth=0.6, alpha=0.4)
-        middle, band = curve_band(returns)
-        axes.plot(np.median(x, axis=0), middle, color=colour, linewidth=2, label=f"{NAMES[algorithm]}, {len(table)} seeds")
+        middle, band = curve_interval(returns)
+        axes.plot(
+            np.median(x, axis=0), middle, color=colour, linewidth=2, label=f"{ALGORITHMS[algorithm].title}, {len(table)} seeds"
+        )
         if not over_minutes:
             axes.fill_between(x[0], band[0], band[1], color=colour, alpha=0.2, linewidth=0)
     axes.set_title(task, fontsize=10)
     axes.legend(frameon=False, fontsize=7, loc="lower right")
 
 
-def curves(measured: Measured, over_minutes: bool) -> "Figure":
+def curves(runs: FinishedRuns, over_minutes: bool) -> "Figure":
     """
-    :param measured: the finished runs
+    :param runs: the finished runs
     :param over_minutes: of the processor; else over time steps
     :return: a panel for each task
     """
-    n_columns = min(3, len(measured.tasks))
-    n_rows = -(-len(measured.tasks) // n_columns)
+    n_columns = min(3, len(runs.tasks))
+    n_rows = -(-len(runs.tasks) // n_columns)
     title = "Return of the deterministic policy: IQM over seeds"
     title += ", each seed thin" if over_minutes else ", 95 % interval, each seed thin"
     figure, grid = new_figure(title, n_rows, n_columns, height=3.0 * n_rows + 0.6)
     figure.set_size_inches(max(8.0, 4.0 * n_columns + 1.0), 3.0 * n_rows + 0.6)
     panels = grid.ravel()
-    for axes, task in zip(panels, measured.tasks, strict=False):
-        draw_task(axes, measured, task, over_minutes)
-    for axes in panels[len(measured.tasks) :]:
+    for axes, task in zip(panels, runs.tasks, strict=False):
+        draw_task(axes, runs, task, over_minutes)
+    for axes in panels[len(runs.tasks) :]:
         axes.set_axis_off()
     figure.supxlabel("minutes of processor, evaluations left out" if over_minutes else "time steps", fontsize=10)
     figure.supylabel("return, mean of 10 episodes", fontsize=10)
     return figure
 
 
-def profiles(measured: Measured) -> "Figure":
+def profiles(runs: FinishedRuns) -> "Figure":
     """
-    :param measured: the finished runs
+    :param runs: the finished runs
     :return: for each algorithm that has run on all tasks that SAC has, the share of runs over a normalised score
     """
-    tasks = [task for task in measured.whole_tasks() if task in RANDOM]
+    tasks = [task for task in runs.whole_tasks() if task in RANDOM_RETURNS]
     figure, grid = new_figure("Performance profiles: 0 is the random policy, 1 the IQM of SAC's scores")
     axes = grid[0, 0]
-    for algorithm in measured.algorithms:
-        if any(measured.table(task, algorithm).empty for task in tasks):
+    for algorithm in runs.algorithms:
+        if any(runs.table(task, algorithm).empty for task in tasks):
             continue
         scores = [
-            (measured.scores(task, algorithm) - RANDOM[task]) / (iqm(measured.scores(task, "sac")) - RANDOM[task])
+            (runs.scores(task, algorithm) - RANDOM_RETURNS[task]) / (iqm(runs.scores(task, "sac")) - RANDOM_RETURNS[task])
             for task in tasks
         ]
         n_runs = min(len(task_scores) for task_scores in scores)
         matrix = np.stack([task_scores[:n_runs] for task_scores in scores], axis=1)
-        np.random.seed(0)  # what rliable draws from
-        shares, band = library.create_performance_profile({"": matrix}, PROFILE, reps=learning_report.REPETITIONS)
-        colour = COLOURS[algorithm]
-        axes.plot(PROFILE, shares[""], color=colour, label=f"{NAMES[algorithm]}, {n_runs} runs on each of {len(tasks)} tasks")
-        axes.fill_between(PROFILE, band[""][0], band[""][1], color=colour, alpha=0.2, linewidth=0)
+        shares, band = performance_profile(matrix, PROFILE)
+        colour = ALGORITHMS[algorithm].colour
+        axes.plot(
+            PROFILE, shares, color=colour, label=f"{ALGORITHMS[algorithm].title}, {n_runs} runs on each of {len(tasks)} tasks"
+        )
+        axes.fill_between(PROFILE, band[0], band[1], color=colour, alpha=0.2, linewidth=0)
     axes.set(xlabel="normalised score", ylabel="share of runs with a higher score")
     axes.legend(frameon=False, fontsize=9)
     return figure
@@ -142,17 +117,17 @@ def improvements(probabilities: dict[str, tuple[float, tuple[float, float]]]) ->
 
 
 def draw_all(
-    measured: Measured, probabilities: dict[str, tuple[float, tuple[float, float]]], folder: pathlib.Path
+    runs: FinishedRuns, probabilities: dict[str, tuple[float, tuple[float, float]]], folder: pathlib.Path
 ) -> list[pathlib.Path]:
     """
-    :param measured: the finished runs
-    :param probabilities: what ``learning_report.improvement`` gave
+    :param runs: the finished runs
+    :param probabilities: what ``report.improvement`` gave
     :param folder: to write to
     :return: the files written
     """
-    figures = {"curves-steps": curves(measured, False), "curves-minutes": curves(measured, True)}
-    if any(task in RANDOM for task in measured.whole_tasks()):
-        figures["profiles"] = profiles(measured)
+    figures = {"curves-steps": curves(runs, False), "curves-minutes": curves(runs, True)}
+    if any(task in RANDOM_RETURNS for task in runs.whole_tasks()):
+        figures["profiles"] = profiles(runs)
     if probabilities:
         figures["improvement"] = improvements(probabilities)
     paths = [folder / f"{name}.png" for name in figures]

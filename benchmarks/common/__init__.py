@@ -1,0 +1,1 @@
+"""Statistics, and the machine on which something was measured."""

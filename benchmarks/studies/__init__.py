@@ -1,0 +1,1 @@
+"""Questions that were asked once; the answers are in README.md."""
