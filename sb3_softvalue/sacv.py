@@ -313,7 +313,7 @@ class SACV(SAC):
             if self._n_updates % self.target_update_interval == 0:
                 move_target(self.value, self.value_target, self.tau)
 
-        self._resolved_execution = self._executor.resolved
+        self._resolved_execution = self._executor.resolved  # eager, if the other failed
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if report:
             rows = th.stack(report).cpu()  # where it waits for a GPU
@@ -329,6 +329,7 @@ class SACV(SAC):
             # Set since: by the user, or from a checkpoint
             self._executor = Executor(self.execution, self.verbose >= 1, self._resolved_execution)
         self._executor.prepare(self.device, self._n_updates + gradient_steps + remaining_updates(self))
+        self._resolved_execution = self._executor.resolved
 
     def _update_rates(self) -> tuple[list[th.optim.Optimizer], float]:
         """

@@ -59,7 +59,9 @@ class Recorder(TorchDispatchMode):
         results, number, stream = func(*args, **(kwargs or {})), len(self.calls), Stream.current
         read = storages((args, kwargs))
         unseen = {self._written[place] for place in read if place in self._written} - stream.before
-        assert not unseen, f"{func} reads what {self.calls[unseen.pop()][0]} writes on another stream, and does not wait for it"
+        assert not unseen, (
+            f"{func} reads what {self.calls[unseen.pop()][0]} writes on another stream, and does not wait for it"
+        )
         written = read | storages(results) if func._schema.is_mutable else storages(results) - read
         self._written |= dict.fromkeys(written, number)
         stream.before.add(number)

@@ -77,10 +77,9 @@ def make_model(args: argparse.Namespace) -> Any:
     elif args.algo == "sbx":
         from sbx import SAC as algorithm
     else:
-        if args.addition == "unchecked":
-            from benchmarks.speed.unchecked import UncheckedSACV as algorithm
-        else:
-            from sb3_softvalue import SACV as algorithm
+        from sb3_softvalue import SACV as algorithm
+
+        kwargs["check_finite"] = args.addition != "unchecked"
         kwargs["execution"] = args.algo.removeprefix("sacv-")
     return algorithm(
         "MlpPolicy",
