@@ -18,6 +18,7 @@ from stable_baselines3.sac import policies as sac_policies
 
 import sb3_softvalue
 from sb3_softvalue import SACV
+from sb3_softvalue.execution.compiled import compile_gradients, tracing
 from tests.helpers import MODEL_LIST, ClockEnv, PointGoalEnv, RandomEnv, box_env, differs, filled, parameters_of, small, train
 
 
@@ -255,6 +256,17 @@ def test_action_noise_in_another_number_of_environments(n_envs):
     model.set_env(DummyVecEnv([box_env] * n_envs))
     model.replay_buffer = small(SACV, DummyVecEnv([box_env] * n_envs)).replay_buffer
     model.learn(12)
+
+
+def test_compiling_leaves_the_checks_of_distributions_on():
+    """Dynamo switches them off for the whole process, and a policy that is not a number would act."""
+    model = filled(box_env(), execution="eager")
+    with tracing():
+        compile_gradients(lambda graph, _: graph)
+    with th.no_grad():
+        model.actor.mu.bias[0] = th.nan
+    with pytest.raises(ValueError, match="found invalid values"):
+        model.predict(np.zeros(3, np.float32))
 
 
 @pytest.mark.parametrize("model_class", MODEL_LIST)

@@ -207,7 +207,7 @@ def test_any_combination(data: st.DataObject) -> None:
     n_envs = data.draw(st.sampled_from([1, 2]))
     action_space = data.draw(st.sampled_from(ACTIONS[:4]))
     n_steps_of_dict = isinstance(observation_space, spaces.Dict) and options.get("n_steps", 1) > 1
-    impossible = n_steps_of_dict or (n_envs > 1 and options.get("train_freq") == (1, "episode"))
+    impossible = bool(n_steps_of_dict) or (n_envs > 1 and options.get("train_freq") == (1, "episode"))
     assert outcome(observation_space, action_space, n_envs, options) == OUTCOMES[impossible]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common import preprocessing
 from torch import nn
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 
 from sb3_softvalue.execution.module_state import ModuleState, has_hooks, signature
@@ -179,11 +180,16 @@ def tracing() -> Iterator[None]:
     # It looks at the bounds of a space by NumPy, which would become a computation of the graph
     th.compiler.assume_constant_result(preprocessing.is_image_space)
     config: Any = torch._dynamo.config
+    checks_distributions = Distribution._validate_args
     traces = config.patch(trace_autograd_ops=True) if hasattr(config, "trace_autograd_ops") else nullcontext()
     with _LOCK, traces, warnings.catch_warnings():
         # They would be errors where warnings are
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            # Dynamo switches these checks off for the whole process, by which SB3 notices a policy that is not a number
+            Distribution.set_default_validate_args(checks_distributions)
 
 
 def _options(inputs: UpdateInputs, mixed: bool) -> dict[str, Any]:
