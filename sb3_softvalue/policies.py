@@ -364,7 +364,7 @@ class MultiInputPolicy(SACVPolicy, SACMultiInputPolicy):
 
 
 # SB3's policies for SAC and what stands for each of them here
-_COUNTERPARTS: dict[type[BasePolicy], type[SACVPolicy]] = {
+COUNTERPARTS: dict[type[SACPolicy], type[SACVPolicy]] = {
     SACPolicy: SACVPolicy,
     SACCnnPolicy: CnnPolicy,
     SACMultiInputPolicy: MultiInputPolicy,
@@ -380,9 +380,9 @@ def with_value(policy: type[BasePolicy]) -> type[SACVPolicy]:
     """
     if issubclass(policy, SACVPolicy):
         return policy
-    if policy in _COUNTERPARTS:
-        return _COUNTERPARTS[policy]
-    own = [base for base in policy.__mro__ if issubclass(base, SACPolicy) and base not in _COUNTERPARTS]
+    if policy in COUNTERPARTS:
+        return COUNTERPARTS[policy]
+    own = [base for base in policy.__mro__ if issubclass(base, SACPolicy) and base not in COUNTERPARTS]
     changed = [name for base in own for name in ("_build", "set_training_mode") if name in vars(base)]
     if not own or changed:
         because = f"it overrides {changed[0]}" if changed else "it is no policy for SAC"
@@ -390,5 +390,5 @@ def with_value(policy: type[BasePolicy]) -> type[SACVPolicy]:
             f"{policy.__name__} has no state-value network and cannot get one, since {because}: derive it from "
             "sb3_softvalue.MlpPolicy, CnnPolicy or MultiInputPolicy."
         )
-    base = next(ours for sb3s, ours in reversed(_COUNTERPARTS.items()) if issubclass(policy, sb3s))
+    base = next(ours for sb3s, ours in reversed(COUNTERPARTS.items()) if issubclass(policy, sb3s))
     return type(policy.__name__, (policy, base), {"__module__": policy.__module__, "__doc__": policy.__doc__})

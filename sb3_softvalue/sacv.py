@@ -107,7 +107,7 @@ class SACV(SAC):
     :param check_finite: stop with a ``NonFiniteError`` that names the first observation, reward, action, loss or gradient that
         is not finite, before it is stored or learned from; False looks at nothing
     :param execution: how the update runs: "eager", "compiled", "cuda_graph"; "auto" takes "compiled" or "cuda_graph" where it
-        is possible and repays itself; all agree up to rounding. "mixed" is "compiled" with large products in bfloat16.
+        is possible and pays for itself; all agree up to rounding. "mixed" is "compiled" with large products in bfloat16.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -490,18 +490,12 @@ class SACV(SAC):
         **kwargs: Any,
     ) -> SelfSACV:
         """
-        Load the model from a zip-file, see ``BaseAlgorithm.load``. ``ent_coef`` may be given anew: a value other than the
-        saved one takes effect, also from learned ("auto") to fixed (a number) and back. V was learned with the old
-        temperature and needs some updates to follow.
+        Load the model from a zip-file, see ``BaseAlgorithm.load`` for the arguments. ``ent_coef`` may be given anew: a value
+        other than the saved one takes effect, also from learned ("auto") to fixed (a number) and back. V was learned with the
+        old temperature and needs some updates to follow.
 
-        :param path: path to the file (or a file-like) where to load the agent from
-        :param env: the new environment to run the loaded model on
-            (can be None if you only need prediction from a trained model) has priority over any saved environment
-        :param device: Device on which the code should run.
-        :param custom_objects: Dictionary of objects to replace upon loading.
-        :param print_system_info: Whether to print system info from the saved model and the current system info
-        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior.
-        :param kwargs: extra arguments to change the model when loading
+        The file holds pickled objects, and loading it runs their code: open only files that you trust.
+
         :return: new model instance with loaded parameters
         """
         custom_objects = dict(custom_objects or {})
@@ -535,11 +529,6 @@ class SACV(SAC):
     ) -> None:
         """
         Load parameters from a given zip-file or a nested dictionary, see ``BaseAlgorithm.set_parameters``.
-
-        :param load_path_or_dict: path or file-like (see ``save``), or a copy of what ``get_parameters`` returned
-        :param exact_match: If True, the given parameters should include parameters for each module and each of their
-            parameters, otherwise raises an Exception.
-        :param device: Device on which the code should run.
         """
         if isinstance(load_path_or_dict, dict):
             # PyTorch's optimizers keep the tensors they load, so that two models would share one state

@@ -34,7 +34,7 @@ class SoftValueDiagnostics(BaseCallback):
     the last dump) and to one file, ``diagnostics.npz``, which ``Recording.load`` and the figures read.
 
     :param folder: of the run, made if it is not there; None takes that of SB3's logger. A new run replaces the file of an
-        earlier one; one that goes on (``reset_num_timesteps=False``, a loaded model) continues it.
+        earlier one; one that continues (``reset_num_timesteps=False``, a loaded model) continues it.
     :param n_samples: sampled actions for each state
     :param n_states: visited states to keep of each episode
     :param n_bins: of the action histograms
@@ -216,7 +216,7 @@ class SoftValueDiagnostics(BaseCallback):
 
     def _restore(self, recording: Recording) -> None:
         """
-        :param recording: of the run that goes on; one of another task, or with other bins, is not continued but replaced
+        :param recording: of the run that continues; one of another task, or with other bins, is not continued but replaced
         """
         episodes, states = recording.episodes, recording.states
         bins = (len(self._info["action_low"]), self.n_bins)

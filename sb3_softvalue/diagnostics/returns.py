@@ -49,7 +49,7 @@ def calibration_line(values: np.ndarray, collected: np.ndarray) -> tuple[float, 
 
 @dataclass
 class Episode:
-    """What is remembered of one episode while it goes on: references to the arrays that SB3 made, nothing computed."""
+    """What is remembered of one episode until it ends: references to the arrays that SB3 made, nothing computed."""
 
     start: int = 0
     """Time step of the model at which it began"""

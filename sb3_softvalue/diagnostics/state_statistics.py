@@ -49,7 +49,7 @@ def reward_scale(model: SACV) -> float:
 def read_states(model: SACV, observations: Observations, n_samples: int = 4, seed: int = 0) -> StateStatistics:
     """
     Evaluate all networks on many states. The sampled actions come from a random generator of their own, so that reading
-    does not change the training that goes on.
+    does not change a training.
 
     :param model: the model to read
     :param observations: batch of n, as ``predict`` takes them (normalized if the model was trained with ``VecNormalize``)

@@ -25,12 +25,6 @@ from sb3_softvalue.transfer.value_fit import fit_value
 
 Model = TypeVar("Model", bound=SAC)
 
-# SB3's policies for SAC and what stands for each of them here
-_POLICIES: dict[type[BasePolicy], type[policies.SACVPolicy]] = {
-    sac_policies.SACPolicy: policies.SACVPolicy,
-    sac_policies.CnnPolicy: policies.CnnPolicy,
-    sac_policies.MultiInputPolicy: policies.MultiInputPolicy,
-}
 # What a run has counted so far
 _COUNTERS = (
     "num_timesteps",
@@ -64,12 +58,12 @@ def from_sac(
     :param model_class: ``SACV`` or a subclass
     :param path_or_model: SAC model, or what ``SAC.save`` wrote (a pickle: open only files that you trust)
     :param env: to go on in; None takes the model's own
-    :param fit_value_steps: gradient steps that fit V before training goes on
+    :param fit_value_steps: gradient steps that fit V before training continues
     :param collect_steps: transitions that the replay buffer holds at least before V is fitted
     :param replay_buffer: transitions, or the path of what ``save_replay_buffer`` wrote (a pickle as well)
     :param policy: the policy class; None takes what stands for SB3's own
     :param device: of the new model; None takes that of the model, "auto" for a file
-    :param kwargs: arguments of ``model_class`` in place of the model's
+    :param kwargs: arguments of ``model_class`` instead of the model's
     :return: the new model
     :raises ValueError: if the model is no SAC, its policy has no counterpart, the environment does not fit, a number of steps
         is negative, or there is neither an environment nor a replay buffer to fit V on
@@ -102,7 +96,7 @@ def from_sac(
     if env is None and replay_buffer is None and fit_value_steps > 0:
         raise ValueError("Fitting V needs states: give from_sac an env to collect them in, or a replay_buffer.")
     if policy is None:
-        policy = _counterpart(source.policy_class, _POLICIES, "from_sac")
+        policy = policies.with_value(source.policy_class)
     kwargs["policy_kwargs"] = source.policy_kwargs | (kwargs.get("policy_kwargs") or {})
 
     model: Any = _rebuild(model_class, policy, env, source, device, kwargs)
@@ -138,8 +132,7 @@ def to_sac(model: Any, policy: str | type[sac_policies.SACPolicy] | None = None)
     :raises ValueError: if the policy has no counterpart and none is given
     """
     if policy is None:
-        inverse = {own: sac for sac, own in _POLICIES.items()}
-        policy = _counterpart(model.policy_class, inverse, "to_sac")
+        policy = _sac_policy(model.policy_class)
     changes = [f"{name}={getattr(model, name)!r}" for name, default in _WITHOUT_COUNTERPART if getattr(model, name) != default]
     if changes:
         warnings.warn(
@@ -155,21 +148,30 @@ def to_sac(model: Any, policy: str | type[sac_policies.SACPolicy] | None = None)
     return sac
 
 
-# Options of SACV that change what Q means or how it is bootstrapped, each with the value at which SAC does the same
-_WITHOUT_COUNTERPART = (("reward_scale", 1.0), ("action_prior", "uniform"), ("target_update_interval", 1))
+# Options of SACV that change how it trains, each with the value at which SAC does the same
+_WITHOUT_COUNTERPART = (
+    ("reward_scale", 1.0),
+    ("action_prior", "uniform"),
+    ("target_update_interval", 1),
+    ("policy_delay", 1),
+    ("max_grad_norm", None),
+    ("qf_learning_rate", None),
+    ("ent_coef_learning_rate", None),
+)
 
 
-def _counterpart(policy_class: type[BasePolicy], counterparts: dict[Any, Any], function: str) -> Any:
+def _sac_policy(policy_class: type[BasePolicy]) -> type[sac_policies.SACPolicy]:
     """
-    :return: the policy class that stands for ``policy_class``
+    :return: SB3's class of the same policy
     :raises ValueError: if there is none
     """
-    if policy_class not in counterparts:
-        raise ValueError(
-            f"{function} knows no counterpart of the policy {policy_class.__module__}.{policy_class.__qualname__}: pass one "
-            "with the same actor and critics as policy=."
-        )
-    return counterparts[policy_class]
+    for sacs, ours in policies.COUNTERPARTS.items():
+        if policy_class is ours:
+            return sacs
+    raise ValueError(
+        f"to_sac knows no counterpart of the policy {policy_class.__module__}.{policy_class.__qualname__}: pass one with the "
+        "same actor and critics as policy=."
+    )
 
 
 def _normalizes(env: GymEnv | None) -> bool:
@@ -190,7 +192,7 @@ def _rebuild(
     :param policy: its policy class
     :param env: its environment, None for a model that can only predict
     :param source: gives the arguments of the constructor
-    :param changes: arguments in place of these
+    :param changes: arguments instead of these
     :return: a new model with fresh networks
     :raises ValueError: if the environment has other spaces than the source
     """

@@ -33,7 +33,7 @@ def prepare(front_end: str, arguments: list[str]) -> None:
         if folder is not None:
             extend(ExperimentManager, "learn", resumable(folder))
     if front_end in ("enjoy", "record_video", "push_to_hub"):
-        ALGOS["sacv"] = PlayedSACV
+        ALGOS["sacv"] = InferenceSACV
     if front_end == "enjoy":
         _check_display(arguments)
     if front_end in ("record_video", "record_training", "push_to_hub"):
@@ -49,7 +49,7 @@ def prepare(front_end: str, arguments: list[str]) -> None:
         _save_figures_without_display(front_end)
 
 
-class PlayedSACV(SACV):
+class InferenceSACV(SACV):
     """SACV loaded to be played: with a replay buffer of one, which the zoo gives only to the algorithms on its own list."""
 
     @classmethod
@@ -58,7 +58,7 @@ class PlayedSACV(SACV):
 
 
 # push_to_hub writes the name on the model card
-PlayedSACV.__name__ = "SACV"
+InferenceSACV.__name__ = "SACV"
 
 
 def has_display() -> bool:
