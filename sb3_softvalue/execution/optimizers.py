@@ -110,7 +110,8 @@ class OptimizerStep:
                     *(params, gradients, averages, squares, [], steps),
                     **dict(fused=True, amsgrad=False, maximize=False, decoupled_weight_decay=decoupled),
                     **dict(lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps),
-                    found_inf=found_inf,
+                    # It is subtracted from the steps, which have no dimensions
+                    found_inf=None if found_inf is None else found_inf.squeeze(),
                 )
 
         if found_inf is None or not is_capturable(found_inf.device):
