@@ -124,8 +124,11 @@ def test_plain_networks_are_called_without_dynamo(name, n_direct, compilations, 
     assert len(calls) == n_direct
 
 
-def test_three_trainings_compile_at_once():
+@pytest.mark.parametrize("inductor", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_three_trainings_compile_at_once(inductor, request):
     """In threads: each gets its own graphs, for two batch sizes."""
+    if not inductor:
+        request.getfixturevalue("compilations")
     policy_kwargs = [
         dict(net_arch=[8]),
         dict(net_arch=[9], activation_fn=th.nn.Tanh),

@@ -8,16 +8,15 @@ import pytest
 import torch as th
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sb3_softvalue.execution import choice, products
-from sb3_softvalue.execution.fusion import CheapProducts
-from sb3_softvalue.execution.mixed import MixedProducts, large_products, rounds_anything
+from sb3_softvalue.execution import choice, matmul
+from sb3_softvalue.execution.graph_pass import Bf16MatmulPass, MatmulRewritePass
 from tests.helpers import assert_same, box_env, filled, parameters_of, save_and_load, train
 
-native = pytest.mark.skipif(not products.multiplies_bfloat16(), reason="this processor has no instruction for bfloat16")
-NOTHING_TO_ROUND = "execution='mixed' is the same as 'compiled' here: no product .* has 64 or more"
+native = pytest.mark.skipif(not matmul.multiplies_bfloat16(), reason="this processor has no instruction for bfloat16")
+NOTHING_TO_ROUND = "execution='mixed' is the same as 'compiled' here: no product between hidden layers has 64 or more"
 
 
-def test_cheap_products():
+def test_products_are_rewritten():
     """The compiler pass on a graph: the same numbers; no bias copied, no product with a vector, no unused column."""
 
     def function(bias: th.Tensor, left: th.Tensor, right: th.Tensor, column: th.Tensor) -> tuple[th.Tensor, ...]:
@@ -31,7 +30,7 @@ def test_cheap_products():
     tensors = (th.randn(5), th.randn(4, 3), th.randn(3, 5), th.randn(4, 1))
     module = make_fx(function, tracing_mode="fake")(*tensors)
     assert {"addmm", "mm"} <= {str(node.target).split(".")[1] for node in module.graph.nodes if node.op == "call_function"}
-    CheapProducts()(module.graph)
+    MatmulRewritePass()(module.graph)
     module.graph.lint()
     module.recompile()
     products = [node for node in module.graph.nodes if "mm" in str(node.target)]
@@ -39,7 +38,6 @@ def test_cheap_products():
     assert [str(node.target) for node in products] == ["aten.mm.default"] * 4
     for ours, expected in zip(module(*tensors), function(*tensors), strict=True):
         th.testing.assert_close(ours, expected)
-    assert CheapProducts().uuid() == CheapProducts().uuid()
 
 
 def test_gradients_of_layers_with_few_inputs_are_computed_as_their_transpose():
@@ -51,7 +49,7 @@ def test_gradients_of_layers_with_few_inputs_are_computed_as_their_transpose():
 
     tensors = (th.randn(80, 70), th.randn(80, 3))
     module = make_fx(function, tracing_mode="fake")(*tensors)
-    CheapProducts()(module.graph)
+    MatmulRewritePass()(module.graph)
     module.graph.lint()
     module.recompile()
     shapes = [tuple(node.meta["val"].shape) for node in module.graph.nodes if node.target is th.ops.aten.mm.default]
@@ -70,7 +68,7 @@ def test_what_only_looks_like_a_form_that_is_rewritten():
 
     tensors = (th.randn(70, 70), th.randn(70, 3))
     module = make_fx(function, tracing_mode="fake")(*tensors)
-    CheapProducts()(module.graph)
+    MatmulRewritePass()(module.graph)
     module.graph.lint()
     module.recompile()
     for ours, expected in zip(module(*tensors), function(*tensors), strict=True):
@@ -81,8 +79,9 @@ def test_what_only_looks_like_a_form_that_is_rewritten():
 @pytest.mark.parametrize("faster", [True, False])
 def test_products_stay_float32(faster, monkeypatch):
     """Whichever library multiplies, the numbers are those of float32, and PyTorch's setting is as before afterwards."""
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
-    fast, setting = products.FastProducts(), th.backends.mkldnn.matmul
+    monkeypatch.setattr(matmul, "is_candidate", lambda: faster)
+    monkeypatch.setattr(matmul, "_is_exact", lambda *shape: True)
+    fast, setting = matmul.PreferOneDNN(th.nn.Linear(3, 4), 5), th.backends.mkldnn.matmul
     with fast:
         assert setting.fp32_precision == ("bf16" if faster else "none")
     assert setting.fp32_precision == "none"
@@ -99,12 +98,12 @@ def test_products_stay_float32(faster, monkeypatch):
 
 def test_products_of_this_machine_are_float32():
     left, right = th.randn(2, 256, 256, generator=th.Generator().manual_seed(0))
-    with products.FastProducts():
+    with matmul.PreferOneDNN(th.nn.Linear(256, 256), 256):
         error = ((left @ right).double() - left.double() @ right.double()).abs().max()
     assert error < 1e-4, "bfloat16 would be off by 0.1"
 
 
-def test_mixed_products():
+def test_large_products_are_rounded():
     """The compiler pass on a graph: large products in bfloat16, each matrix converted once, small ones and sums in float32."""
 
     def function(left: th.Tensor, right: th.Tensor, head: th.Tensor) -> tuple[th.Tensor, ...]:
@@ -113,7 +112,7 @@ def test_mixed_products():
 
     tensors = tuple(th.randn(shape, generator=th.Generator().manual_seed(0)) for shape in ((96, 64), (80, 64), (80, 6)))
     module = make_fx(function, tracing_mode="fake")(*tensors)
-    MixedProducts()(module.graph)
+    Bf16MatmulPass()(module.graph)
     module.graph.lint()
     module.recompile()
     nodes = [node for node in module.graph.nodes if node.op == "call_function"]
@@ -137,16 +136,14 @@ def test_products_that_read_observations_keep_their_precision():
 
     tensors = (th.randn(70, 70), th.randn(80, 40))
     exact = function(*tensors)
-    for observations, n_rounded in (([], 3), ([1], 1)):
+    for data_shapes, n_rounded in (([], 3), ([(80, 40)], 1)):
         module = make_fx(function, tracing_mode="fake")(*tensors)
-        assert len(large_products(module.graph, observations)) == n_rounded
-        MixedProducts(observations)(module.graph)
+        Bf16MatmulPass(data_shapes)(module.graph)
         module.graph.lint()
         module.recompile()
         results = [node.meta["val"].dtype for node in module.graph.nodes if node.target is th.ops.aten.mm.default]
         assert results.count(th.bfloat16) == n_rounded
-        assert th.equal(module(*tensors)[0], exact[0]) == bool(observations)
-    assert MixedProducts([1]).uuid() != MixedProducts([0]).uuid(), "their kernels in the cache on disk differ"
+        assert th.equal(module(*tensors)[0], exact[0]) == bool(data_shapes)
 
 
 @native
@@ -183,19 +180,17 @@ def test_what_a_layer_gives_is_no_observation():
         thin = th.addmm(more[0], one, weights[:1])
         column = rows @ weights[:, :1]
         embedded = th.nn.functional.embedding(more[1], table)
-        products = [part @ weights for part in (thin, (rows @ weights).relu() * column, embedded, rows @ rows.t())]
+        products = [part @ weights for part in (thin, (rows @ weights).relu() * column, embedded, (rows @ rows.t())[:, :70])]
         # No layer of any network here, but of an extractor perhaps
         return (*products, one @ weights[:1], th.addmm(more[0], weights, weights, beta=0.5))
 
-    tensors = (th.randn(5, 70), th.randn(70, 70), th.randn(70, 1), th.randn(70, 70), th.randn(70), th.randint(5, (70,)))
+    tensors = (th.randn(5, 70), th.randn(70, 70), th.randn(72, 1), th.randn(72, 70), th.randn(70), th.randint(5, (72,)))
     graph = make_fx(function, tracing_mode="fake")(*tensors).graph
-    CheapProducts()(graph)
-    found = large_products(graph, [2, 3, 5])
-    # All but rows @ weights, rows @ rowsᵀ and what reads that
-    assert len(found) == 3
-    assert rounds_anything(graph, [2, 3, 5])
-    MixedProducts([2, 3, 5])(graph)
+    Bf16MatmulPass([(72, 1), (72, 70), (72,)])(graph)
     graph.lint()
+    results = [node.meta["val"].dtype for node in graph.nodes if node.target is th.ops.aten.mm.default]
+    # All but rows @ weights, rows @ rowsᵀ and what reads that
+    assert results.count(th.bfloat16) == 3
 
 
 @native
@@ -219,7 +214,7 @@ def test_mixed_update_is_near_the_float32_one(net_arch, tmp_path):
 @pytest.mark.parametrize(
     "instruction, options, reason",
     [
-        (False, {}, "this processor has no instruction for products of bfloat16"),
+        (False, {}, "this CPU has no instruction for bfloat16 products"),
         (True, dict(use_sde=True), "gSDE draws its noise inside the network"),
     ],
 )

@@ -9,6 +9,7 @@ import operator
 import threading
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -105,12 +106,15 @@ class CompiledGradients:
         import torch._inductor
 
         options = _options(inputs, self.mixed)
+        # Dynamo keeps a backend for ever
+        owner = weakref.ref(self)
 
         def backend(graph: GraphModule, examples: Sequence[th.Tensor]) -> Callable[..., Any]:
             compiled = torch._inductor.compile(graph, list(examples), options=options)
 
             def run(*tensors: th.Tensor) -> Any:
-                self._last_call = compiled, tensors
+                if (gradients := owner()) is not None:
+                    gradients._last_call = compiled, tensors
                 return compiled(*tensors)
 
             return run

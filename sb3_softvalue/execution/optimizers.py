@@ -114,7 +114,8 @@ class OptimizerStep:
                     [],
                     steps,
                     fused=True,
-                    found_inf=found_inf,
+                    # It is subtracted from the steps, which have no dimensions
+                    found_inf=None if found_inf is None else found_inf.squeeze(),
                     decoupled_weight_decay=decoupled,
                     amsgrad=False,
                     beta1=beta1,
