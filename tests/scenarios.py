@@ -56,7 +56,12 @@ def normalized_env() -> VecNormalize:
 # name: environment, policy, options, row of the tolerance table
 SCENARIOS: dict[str, tuple[Any, str, dict[str, Any], str]] = {
     "plain": (box_env, "MlpPolicy", dict(policy_kwargs=dict(net_arch=[16, 16])), "float32 Adam"),
-    "own extractor": (box_env, "MlpPolicy", dict(policy_kwargs=SGD | dict(features_extractor_class=OwnExtractor)), "float32 SGD"),
+    "own extractor": (
+        box_env,
+        "MlpPolicy",
+        dict(policy_kwargs=SGD | dict(features_extractor_class=OwnExtractor)),
+        "float32 SGD",
+    ),
     "float64, delayed policy, shared, own rates, hard target": (
         box_env,
         "MlpPolicy",

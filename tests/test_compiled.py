@@ -1,4 +1,4 @@
-"""A compiled update is the eager one whatever is done to the model after it was compiled: to the bit, since Inductor is left out."""
+"""A compiled update is the eager one, whatever is done to the model afterwards: to the bit, since Inductor is left out."""
 
 import copy
 import gc

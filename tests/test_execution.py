@@ -341,7 +341,9 @@ def test_what_a_graph_would_not_repeat_is_refused_where_one_was_requested(kwargs
     loaded = SACV.load(tmp_path / "model", env=box_env())
     for explicit in (model, loaded):
         before = [param.clone() for param in explicit.policy.parameters()]
-        with pytest.raises(ValueError, match=f"execution='compiled' is not possible: {reason}; use execution='auto' or 'eager'"):
+        with pytest.raises(
+            ValueError, match=f"execution='compiled' is not possible: {reason}; use execution='auto' or 'eager'"
+        ):
             explicit.learn(20)
         assert explicit._n_updates == 0
         assert_same(list(explicit.policy.parameters()), before)

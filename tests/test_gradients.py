@@ -37,7 +37,9 @@ def random_batch(n_steps: bool = False) -> tuple[Batch, th.Tensor]:
     # float32 as from a buffer: SB3 casts observations to it
     observations, next_observations = randn(2, BATCH_SIZE, 3).float()
     dones = (randn(BATCH_SIZE, 1) > 0.5).double()
-    discounts = 0.9 ** (1 + th.arange(BATCH_SIZE).double().reshape(-1, 1) % 3) if n_steps else th.full((BATCH_SIZE, 1), 0.9).double()
+    discounts = (
+        0.9 ** (1 + th.arange(BATCH_SIZE).double().reshape(-1, 1) % 3) if n_steps else th.full((BATCH_SIZE, 1), 0.9).double()
+    )
     actions = th.tanh(randn(BATCH_SIZE, 2))
     batch = Batch(observations, actions, next_observations, dones, 3 * randn(BATCH_SIZE, 1), discounts)
     return batch, randn(BATCH_SIZE, 2)

@@ -9,7 +9,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 
@@ -33,7 +32,6 @@ from tests.helpers import (
     small,
     train,
 )
-
 
 CONTINUED: dict[str, Any] = {
     "default": (box_env, "MlpPolicy", {}),

@@ -57,6 +57,7 @@ class CompiledGradients:
         self._direct: dict[Any, DirectCall] = {}
         # What Dynamo has been called with since the networks last changed
         self._called: set[Any] = set()
+        self._pass: Any = None
         self._last_call: tuple[Callable[..., Any], Sequence[th.Tensor]] | None = None
 
     def __call__(
@@ -93,22 +94,38 @@ class CompiledGradients:
             # An attribute of a module may have changed: only Dynamo knows, and cannot compile outside of tracing()
             with suppress(Exception):
                 return self._by_dynamo[update_actor](objective, params, inputs, update_actor)
+        self._pass = self._graph_pass(inputs)
         with tracing():
-            by_dynamo = self._by_dynamo.get(update_actor) or compile_gradients(self._backend(inputs))
+            by_dynamo = self._by_dynamo.get(update_actor) or compile_gradients(self._backend())
             gradients = by_dynamo(objective, params, inputs, update_actor)
         self._by_dynamo[update_actor] = by_dynamo
         self._called.add(key)
+        if getattr(self._pass, "rounds_nothing", False):
+            warnings.warn("execution='mixed' is the same as 'compiled' here: " + self._pass.requirement, stacklevel=2)
         return gradients
 
-    def _backend(self, inputs: UpdateInputs) -> Callable[..., Any]:
+    def _graph_pass(self, inputs: UpdateInputs) -> Any:
+        """:return: how the products of a graph of such inputs are written"""
+        from sb3_softvalue.execution.graph_pass import Bf16MatmulPass, MatmulRewritePass
+
+        if not self.mixed:
+            return MatmulRewritePass()
+        shapes: set[tuple[int, ...]] = set()
+        map_tensors(lambda tensor: shapes.add(tuple(tensor.shape)), inputs)
+        return Bf16MatmulPass(shapes)
+
+    def _backend(self) -> Callable[..., Any]:
         """:return: Inductor with our options, that remembers how it was called"""
         import torch._inductor
 
-        options = _options(inputs, self.mixed)
         # Dynamo keeps a backend for ever
         owner = weakref.ref(self)
 
         def backend(graph: GraphModule, examples: Sequence[th.Tensor]) -> Callable[..., Any]:
+            caller: Any = owner()
+            known = torch._inductor.list_options()
+            options: dict[str, Any] = {name: value for name, value in _OPTIONS.items() if name in known}
+            options["post_grad_custom_post_pass"] = caller._pass
             compiled = torch._inductor.compile(graph, list(examples), options=options)
 
             def run(*tensors: th.Tensor) -> Any:
@@ -188,19 +205,3 @@ def tracing() -> Iterator[None]:
         # They would be errors where warnings are
         warnings.simplefilter("ignore")
         yield
-
-
-def _options(inputs: UpdateInputs, mixed: bool) -> dict[str, Any]:
-    """:return: options of Inductor"""
-    import torch._inductor
-
-    from sb3_softvalue.execution.graph_pass import Bf16MatmulPass, MatmulRewritePass
-
-    known = torch._inductor.list_options()
-    options: dict[str, Any] = {name: value for name, value in _OPTIONS.items() if name in known}
-    options["post_grad_custom_post_pass"] = MatmulRewritePass()
-    if mixed:
-        shapes: set[tuple[int, ...]] = set()
-        map_tensors(lambda tensor: shapes.add(tuple(tensor.shape)), inputs)
-        options["post_grad_custom_post_pass"] = Bf16MatmulPass(frozenset(shapes))
-    return options

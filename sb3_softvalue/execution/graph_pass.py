@@ -5,7 +5,6 @@ update 1.1 times as fast (Intel Xeon, one thread); without it, ``compiled.py`` c
 (``execution="mixed"``) are not to be had without it.
 """
 
-import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -108,9 +107,13 @@ class Bf16MatmulPass(MatmulRewritePass):
         would be rounded to half a metre: products that read such an input stay in float32.
     """
 
+    requirement = f"no product between hidden layers has {MIN_WIDE_DIM} or more units on both of its sides and as many transitions in a batch."
+
     def __init__(self, data_shapes: Collection[tuple[int, ...]] = ()):
         super().__init__()
         self.data_shapes = frozenset(data_shapes)
+        self.rounds_nothing = False
+        """Whether the last graph had no product that is worth rounding for"""
 
     def __call__(self, graph: Graph) -> None:
         """
@@ -118,12 +121,7 @@ class Bf16MatmulPass(MatmulRewritePass):
         """
         super().__call__(graph)
         products = self._eligible_products(graph)
-        if not products:
-            warnings.warn(
-                f"execution='mixed' is the same as 'compiled' here: no product between hidden layers has {MIN_WIDE_DIM} or more "
-                "units on both of its sides and as many transitions in a batch.",
-                stacklevel=2,
-            )
+        self.rounds_nothing = not products
         rounded: dict[Node, Node] = {}
         for node in products:
             left, right = (self._to_bf16(graph, side, rounded) for side in arguments(node))
@@ -166,7 +164,7 @@ class Bf16MatmulPass(MatmulRewritePass):
         return result
 
     def uuid(self) -> Any:
-        """:return: None: a graph from Inductor's cache would meet no pass, which could not warn then"""
+        """:return: None: a graph from Inductor's cache would meet no pass, which could not tell then whether it rounds"""
         return None
 
 
