@@ -1,15 +1,19 @@
 """CUDA's streams and graphs on a CPU: a graph runs again what it has recorded, and a stream knows what it has waited for."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch as th
-from torch.utils._pytree import tree_leaves
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sb3_softvalue.execution import captured, optimizers
+
+# Of the operations on all streams
+_NUMBERS = itertools.count()
 
 
 class Stream:
@@ -47,8 +51,8 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Callable[..., Any], Sequence[Any], dict[str, Any], Any]] = []
-        self.streams: list[Stream] = []
+        self.calls: dict[int, tuple[Callable[..., Any], Sequence[Any], dict[str, Any], Any]] = {}
+        self.streams: dict[int, Stream] = {}
         self._written: dict[int, int] = {}
 
     @classmethod
@@ -56,7 +60,7 @@ class Recorder(TorchDispatchMode):
         return True  # so that Dynamo runs what it has compiled also here
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results, number, stream = func(*args, **(kwargs or {})), len(self.calls), Stream.current
+        results, number, stream = func(*args, **(kwargs or {})), next(_NUMBERS), Stream.current
         read = storages((args, kwargs))
         unseen = {self._written[place] for place in read if place in self._written} - stream.before
         assert not unseen, (
@@ -65,14 +69,14 @@ class Recorder(TorchDispatchMode):
         written = read | storages(results) if func._schema.is_mutable else storages(results) - read
         self._written |= dict.fromkeys(written, number)
         stream.before.add(number)
-        self.calls.append((func, args, kwargs or {}, results))
-        self.streams.append(stream)
+        self.calls[number] = func, args, kwargs or {}, results
+        self.streams[number] = stream
         return results
 
     @th.no_grad()
     def replay(self) -> None:
         """Everything once more, from and to where it was."""
-        for func, args, kwargs, results in self.calls:
+        for func, args, kwargs, results in self.calls.values():
             new, read = func(*args, **kwargs), storages((args, kwargs))
             for old, tensor in zip(tree_leaves(results), tree_leaves(new), strict=True):
                 if isinstance(old, th.Tensor) and not storages(old) & read:

@@ -1,187 +1,173 @@
 """What a GPU runs at once or by one launch: with stand-ins for streams and graphs on a CPU, and on a GPU if there is one."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
-import torch._inductor
 from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 from torch.nn.utils import prune
 
 from sb3_softvalue import SACV
-from sb3_softvalue.execution import CapturedActions, captured_actions, sample_batches
-from sb3_softvalue.execution.arguments import Arguments, Scalars
-from sb3_softvalue.execution.compiled import _compile
-from sb3_softvalue.execution.cuda_graph import SideBySide
-from sb3_softvalue.execution.parts import Parts
-from sb3_softvalue.execution.watched import Watched
-from sb3_softvalue.update import JointObjective, draw_noise, objective_gradients
-from tests.helpers import PointGoalEnv, assert_same, box_env, filled, small, train
+from sb3_softvalue.execution import CapturedActions, captured, executor
+from sb3_softvalue.execution.captured import CapturedGradients, CapturedGraph
+from sb3_softvalue.finite import NonFiniteError
+from tests.fake_cuda import FakeCuda, Stream
+from tests.helpers import PointGoalEnv, assert_same, box_env, everything, filled, small, train
+from tests.scenarios import CALLS, SCENARIOS, OwnExtractor, prepared, run
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device"))]
 
 
-class FakeStream:
-    """A stream that remembers what happened on all of them."""
-
-    current: "FakeStream"
-    made: int
-    log: list[Any]
-
-    def __init__(self) -> None:
-        FakeStream.made += 1
-        self.name = FakeStream.made
-
-    def record_event(self) -> str:
-        return f"{self.name}.{sum(entry[0] == 'record' and entry[1] == self.name for entry in self.log) + self.note('record')}"
-
-    def note(self, what: str, *others: Any) -> int:
-        FakeStream.log.append((what, self.name, *others))
-        return 0
-
-    def wait_event(self, event: str) -> None:
-        self.note("waits for", event)
-
-    def wait_stream(self, stream: "FakeStream") -> None:
-        self.note("waits for stream", stream.name)
-
-
-@contextmanager
-def on(stream: FakeStream) -> Iterator[None]:
-    before, FakeStream.current = FakeStream.current, stream
-    yield
-    FakeStream.current = before
-
-
 @pytest.fixture
-def streams(monkeypatch) -> list[Any]:
-    """What happens on the streams, of which the caller's is number 1."""
-    FakeStream.made, FakeStream.log = 0, []
-    FakeStream.current = FakeStream()
-    monkeypatch.setattr(th.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(th.cuda, "stream", on)
-    monkeypatch.setattr(th.cuda, "current_stream", lambda: FakeStream.current)
-    return FakeStream.log
+def fake(monkeypatch) -> FakeCuda:
+    """The CPU is a GPU, and "compiled" captures there, with PyTorch's own kernels."""
+    monkeypatch.setattr(executor, "CompiledGradients", lambda mixed: CapturedGradients(compiled=False))
+    return FakeCuda(monkeypatch)
 
 
-def test_the_objective_forks_and_joins(streams):
-    """Critics and V wait for the inputs and not for the actor; what uses them waits for both, at every update anew."""
-    model = filled(box_env(), execution="eager")
-    objective = JointObjective(model.policy)
-    objective.order = SideBySide()
-    (batch,) = sample_batches(model.replay_buffer, 1, 8, 0.9, model.device)
-    for _ in range(2):
-        streams.clear()
-        objective(batch, th.randn(8, 2), model._temperature(), 1.0)
-        assert streams == [
-            ("record", 1),
-            ("waits for", 2, "1.0"),
-            ("waits for", 3, "1.0"),
-            ("waits for stream", 1, 2),
-            ("waits for stream", 1, 3),
+def test_captured_graph(fake):
+    """Reads its inputs and all else where it is, and overwrites its results."""
+    weight = th.tensor([1.0, 2.0])
+    graph = CapturedGraph(lambda x, y: (x * weight, {"sum": (y + 1).sum()}), [th.zeros(2), th.zeros(3, dtype=th.int64)])
+    for factor in (1.0, 2.0):
+        weight.mul_(factor)
+        product, more = graph([th.tensor([3.0, 4.0]), th.tensor([1, 2, 3])])
+        assert_same([product, more["sum"]], [th.tensor([3.0, 8.0]) * factor, th.tensor(9)])
+    assert len(fake.graphs) == 1
+
+
+def test_a_missing_wait_is_found(fake):
+    """The stand-in fails where a stream reads what it has not waited for."""
+
+    def racing(x: th.Tensor, waits: bool) -> th.Tensor:
+        other = Stream()
+        other.wait_stream(Stream.current)
+        with th.cuda.stream(other):
+            doubled = 2 * x
+        if waits:
+            Stream.current.wait_stream(other)
+        return doubled + 1
+
+    assert CapturedGraph(lambda x: racing(x, True), [th.ones(2)])([th.ones(2)]).tolist() == [3.0, 3.0]
+    with pytest.raises(AssertionError, match="does not wait for it"):
+        CapturedGraph(lambda x: racing(x, False), [th.ones(2)])
+
+
+class TestCapturedGradients:
+    """The update as a graph is the eager one."""
+
+    @pytest.mark.parametrize("name", SCENARIOS)
+    def test_agrees_with_eager(self, name, fake):
+        """Its parts wait for all that they read, and those that need nothing of each other run side by side."""
+        expected, model = prepared(name, "eager"), prepared(name, "compiled")
+        # As on a GPU, where the optimizers' steps are captured as well
+        assert run(model, *CALLS[:-1]) == run(expected, *CALLS[:-1])
+        assert_same(everything(model), everything(expected))
+        updates = [graph for graph in fake.graphs if len(set(graph.streams.values())) > 1]
+        assert len(updates) == (1 if model.policy_delay == 1 else 2)
+
+    def test_networks_run_side_by_side(self, fake):
+        """Critics and V do not wait for the policy's backward pass, nor this for theirs."""
+        run(prepared("plain", "compiled"), (4, 1.0))
+        (graph,) = fake.graphs
+        streams = set(graph.streams.values())
+        independent = [(a, b) for a in streams for b in streams if not a.before & number_of(graph, b) and a is not b]
+        assert len(streams) >= 5 and len(independent) >= 4
+
+    def test_captures_again_when_it_must(self, fake):
+        other = prepared("plain", "eager")
+        run(other, (7, 1.0))
+
+        def other_extractor(model: SACV) -> None:
+            model.actor.features_extractor = FlattenExtractor(model.observation_space)
+
+        changes: list[tuple[Callable[[SACV], Any], int]] = [
+            (lambda model: None, 1),
+            # In place: the addresses stay
+            (lambda model: model.set_parameters(other.get_parameters()), 0),
+            # Other storages under the same parameters
+            (lambda model: model.policy.load_from_vector(model.policy.parameters_to_vector() * 0.9), 1),
+            (lambda model: setattr(model, "batch_size", 16), 1),
+            (lambda model: model.critic.qf0[0].requires_grad_(False), 1),
+            (other_extractor, 1),
+            (lambda model: model.actor.latent_pi.__setitem__(1, nn.Tanh()), 1),
+            (lambda model: setattr(model, "action_prior", "normal"), 1),
         ]
+        models = prepared("plain", "eager"), prepared("plain", "compiled")
+        for change, n_captures in changes:
+            before = len(fake.graphs)
+            for model in models:
+                change(model)
+                run(model, (5, 1.0))
+            assert_same(everything(models[1]), everything(models[0]))
+            assert len(fake.graphs) - before == n_captures
+
+    def test_attributes_of_an_own_module(self, fake):
+        kwargs = dict(net_arch=[8], features_extractor_class=OwnExtractor)
+        models = [filled(box_env(), policy_kwargs=kwargs, execution=how) for how in ("eager", "compiled")]
+        for factor in (1.0, 0.5):
+            for model in models:
+                for network in (model.actor, model.critic, model.value, model.value_target):
+                    network.features_extractor.factor = factor
+                    network.features_extractor.mean = th.full((3,), factor)
+                run(model, (5, 1.0))
+            assert_same(everything(models[1]), everything(models[0]))
+
+    def test_hooks(self, fake):
+        model = prepared("plain", "compiled")
+        run(model, (4, 1.0))
+        before = copy.deepcopy(model.value.state_dict())
+        handles = [param.register_hook(lambda gradient: 0 * gradient) for param in model.value.parameters()]
+        model.value.optimizer.state.clear()
+        run(model, (4, 1.0))
+        assert_same(dict(model.value.state_dict()), dict(before))
+        for handle in handles:
+            handle.remove()
+        run(model, (4, 1.0))
+        assert not th.equal(model.value.vf[0].weight, before["vf.0.weight"])
+
+    def test_constants(self, fake):
+        """Numbers that are no parameters and no buffers."""
+
+        class Shifted(FlattenExtractor):
+            def forward(self, observations: th.Tensor) -> th.Tensor:
+                return super().forward(observations) + th.tensor([1.0, 2.0, 3.0])
+
+        kwargs = dict(net_arch=[8], features_extractor_class=Shifted)
+        models = [filled(box_env(), policy_kwargs=kwargs, execution=how) for how in ("eager", "compiled")]
+        for model in models:
+            run(model, (6, 1.0))
+        assert_same(everything(models[1]), everything(models[0]))
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_copies(self, copied, fake, monkeypatch):
+        """A graph cannot be copied: a copy captures its own."""
+        monkeypatch.setattr("sb3_softvalue.execution.optimizers._CALLS_BEFORE_CAPTURE", 2)
+        model = prepared("plain", "compiled")
+        run(model, (8, 1.0))
+        other = copied(model)
+        for each in (model, other):
+            run(each, (4, 1.0))
+        assert_same(everything(other), everything(model))
 
 
-def traced(model: SACV, monkeypatch: Any) -> tuple[th.fx.GraphModule, list[Any], list[th.Tensor], Any]:
-    """The graph of an update, the networks that own its outputs, its inputs, and what it must give."""
-    train(model, 1)
-    params = model._optimizer_step.params
-    (batch,) = sample_batches(model.replay_buffer, 1, 8, 0.9, model.device)
-    noise = draw_noise(model.actor, 8, model.device)
-    objective = JointObjective(model.policy)
-    expected = objective_gradients(objective, params, batch, noise, model._temperature(), 1.0)
-    arguments = Arguments(params, *Scalars(model.device).of(batch, model._temperature(), 1.0), noise)
-    watched = Watched(objective, params)
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options: graph)
-    graph = _compile(objective, arguments, watched, mixed=False)
-    names = [watched.names.get(id(param)) for param in params]
-    owners = [*("actor" if name is None else name.partition(".")[0] for name in names), None]
-    inputs = [tensor.detach() for tensor in (*params, *watched.constants, *arguments.tensors())]
-    return graph, owners, inputs, expected
-
-
-def n_products(graph: th.fx.GraphModule) -> int:
-    return sum(node.target in (th.ops.aten.mm.default, th.ops.aten.addmm.default) for node in graph.graph.nodes)
-
-
-def test_parts_are_the_update(streams, monkeypatch):
-    """The same numbers, by parts of which those that need nothing of each other wait for nothing of each other."""
-    model = filled(box_env(), execution="eager", policy_kwargs=dict(net_arch=[8, 8]))
-    graph, owners, inputs, (gradients, metrics) = traced(model, monkeypatch)
-    parts = Parts(graph, owners, lambda part, inputs: part)
-    for _ in range(2):
-        *results, report = parts(*inputs)
-        for result, gradient in zip(results, gradients, strict=True):
-            th.testing.assert_close(result, gradient)
-        th.testing.assert_close(report, metrics)
-    sizes = sorted(n_products(part) for part in parts._graph.children())
-    # Losses and what they have in common, V, actor with critics forward, actor backward, critics and V̄
-    assert sizes == [0, 0, 8, 10, 13, 19] and sum(sizes) == n_products(graph)
-    # Nothing but what several need stands before the others: no chain is longer than two parts with products and the losses
-    waits = {entry[1]: [] for entry in streams}
-    for what, stream, *event in streams:
-        if what == "waits for":
-            waits[stream].append(int(event[0].partition(".")[0]))
-
-    def depth(stream: int) -> int:
-        return 0 if stream == 1 else 1 + max(map(depth, waits[stream]), default=0)
-
-    assert max(depth(stream) for stream in waits if stream != 1) == 4
-
-
-class Shifted(FlattenExtractor):
-    """Adds numbers that are no parameters and no buffers."""
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return super().forward(observations) + th.tensor([1.0, 2.0, 3.0])
-
-
-def test_parts_hold_constants(streams, monkeypatch):
-    model = filled(box_env(), execution="eager", policy_kwargs=dict(net_arch=[8], features_extractor_class=Shifted))
-    graph, owners, inputs, (gradients, metrics) = traced(model, monkeypatch)
-    *results, report = Parts(graph, owners, lambda part, inputs: part)(*inputs)
-    th.testing.assert_close(report, metrics)
-    for result, gradient in zip(results, gradients, strict=True):
-        th.testing.assert_close(result, gradient)
-
-
-class Replayed:
-    """A CUDA graph that computes on the CPU what it has captured."""
-
-    captured = 0
-
-    def __init__(self, compute: Any):
-        Replayed.captured += 1
-        self.compute, self.results = compute, compute()
-
-    def replay(self) -> None:
-        for result, new in zip(self.results, self.compute(), strict=True):
-            result.copy_(new)
+def number_of(graph: Any, stream: Stream) -> set[int]:
+    """:return: numbers of the operations on a stream"""
+    return {number for number, each in graph.streams.items() if each is stream}
 
 
 class TestCapturedActions:
     """Actions by a graph are those of the policy, whatever happens to it."""
 
-    fails = False
-
     @pytest.fixture(autouse=True)
-    def stand_in(self, monkeypatch, request) -> None:
-        def capture(compute: Any, device: th.device, error_mode: str) -> Any:
-            if self.fails:
-                raise RuntimeError("operation not permitted when stream is capturing")
-            graph = Replayed(compute)
-            return graph, graph.results
-
-        Replayed.captured = 0
-        if getattr(request.node, "callspec", None) is None or request.node.callspec.params["device"] == "cpu":
-            monkeypatch.setattr(captured_actions, "capture", capture)
-            monkeypatch.setattr(captured_actions, "_DEVICE", "cpu")
+    def stand_in(self, monkeypatch, device) -> None:
+        self.fake = FakeCuda(monkeypatch) if device == "cpu" else None
 
     @staticmethod
     def model(device: str, env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> SACV:
@@ -264,10 +250,11 @@ class TestCapturedActions:
         with th.inference_mode():
             self.agrees(model)
 
-    def test_a_policy_that_has_moved(self, monkeypatch):
+    @pytest.mark.parametrize("device", ["cpu"])
+    def test_a_policy_that_has_moved(self, device, monkeypatch):
         """From a GPU, say: it predicts on a CPU as ever."""
-        model = self.model("cpu")
-        monkeypatch.setattr(captured_actions, "_DEVICE", "cuda")
+        model = self.model(device)
+        monkeypatch.setattr(captured, "is_capturable", lambda device: device.type == "cuda")
         self.agrees(model)
         assert not model.policy.captured_actions._graphs
 
@@ -291,10 +278,10 @@ class TestCapturedActions:
     @pytest.mark.parametrize("device", ["cpu"])
     def test_what_cannot_be_captured(self, device):
         """Tried once for each shape, and predicted without: the numbers and the random generator as ever."""
-        self.fails = True
+        self.fake.fails = True
         model = self.model(device)
         self.agrees(model)
-        assert not model.policy.captured_actions._graphs and len(model.policy.captured_actions._refused) == 2
+        assert not model.policy.captured_actions._graphs and len(model.policy.captured_actions._failed) == 2
 
     @pytest.mark.parametrize("device", DEVICES)
     def test_not_a_number(self, device):
@@ -311,8 +298,6 @@ class TestCapturedActions:
 @pytest.mark.parametrize("execution", ["eager", "cuda_graph"])
 def test_a_step_that_a_gpu_did_not_make_is_not_counted(execution):
     """The device is told of four updates at once, of which the first is not finite."""
-    from sb3_softvalue.guard import NonFiniteError
-
     model = filled(box_env(), execution=execution, device="cuda")
     train(model, 3)
     model.replay_buffer.rewards[:] = np.nan

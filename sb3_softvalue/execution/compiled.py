@@ -2,7 +2,7 @@
 
 PyTorch's private interface in this file: ``torch._inductor.compile``, which the direct calls below need, and
 ``torch._dynamo.config.trace_autograd_ops``, which lets PyTorch 2.11 to 2.13 trace ``torch.autograd.grad``; without it nothing
-can be compiled there and updates run eagerly.
+can be compiled there and updates run eagerly. ``Distribution._validate_args`` is read to be set again.
 """
 
 import operator
@@ -17,7 +17,6 @@ from typing import Any
 import torch as th
 from stable_baselines3.common import preprocessing
 from torch import nn
-from torch.distributions import Distribution
 from torch.fx import GraphModule
 
 from sb3_softvalue.execution.module_state import ModuleState, has_hooks, signature
@@ -58,6 +57,7 @@ class CompiledGradients:
         self._direct: dict[Any, DirectCall] = {}
         # What Dynamo has been called with since the networks last changed
         self._called: set[Any] = set()
+        self._pass: Any = None
         self._last_call: tuple[Callable[..., Any], Sequence[th.Tensor]] | None = None
 
     def __call__(
@@ -94,22 +94,38 @@ class CompiledGradients:
             # An attribute of a module may have changed: only Dynamo knows, and cannot compile outside of tracing()
             with suppress(Exception):
                 return self._by_dynamo[update_actor](objective, params, inputs, update_actor)
+        self._pass = self._graph_pass(inputs)
         with tracing():
-            by_dynamo = self._by_dynamo.get(update_actor) or compile_gradients(self._backend(inputs))
+            by_dynamo = self._by_dynamo.get(update_actor) or compile_gradients(self._backend())
             gradients = by_dynamo(objective, params, inputs, update_actor)
         self._by_dynamo[update_actor] = by_dynamo
         self._called.add(key)
+        if getattr(self._pass, "rounds_nothing", False):
+            warnings.warn("execution='mixed' is the same as 'compiled' here: " + self._pass.requirement, stacklevel=2)
         return gradients
 
-    def _backend(self, inputs: UpdateInputs) -> Callable[..., Any]:
+    def _graph_pass(self, inputs: UpdateInputs) -> Any:
+        """:return: how the products of a graph of such inputs are written"""
+        from sb3_softvalue.execution.graph_pass import Bf16MatmulPass, MatmulRewritePass
+
+        if not self.mixed:
+            return MatmulRewritePass()
+        shapes: set[tuple[int, ...]] = set()
+        map_tensors(lambda tensor: shapes.add(tuple(tensor.shape)), inputs)
+        return Bf16MatmulPass(shapes)
+
+    def _backend(self) -> Callable[..., Any]:
         """:return: Inductor with our options, that remembers how it was called"""
         import torch._inductor
 
-        options = _options(inputs, self.mixed)
         # Dynamo keeps a backend for ever
         owner = weakref.ref(self)
 
         def backend(graph: GraphModule, examples: Sequence[th.Tensor]) -> Callable[..., Any]:
+            caller: Any = owner()
+            known = torch._inductor.list_options()
+            options: dict[str, Any] = {name: value for name, value in _OPTIONS.items() if name in known}
+            options["post_grad_custom_post_pass"] = caller._pass
             compiled = torch._inductor.compile(graph, list(examples), options=options)
 
             def run(*tensors: th.Tensor) -> Any:
@@ -184,29 +200,13 @@ def tracing() -> Iterator[None]:
     # It looks at the bounds of a space by NumPy, which would become a computation of the graph
     th.compiler.assume_constant_result(preprocessing.is_image_space)
     config: Any = torch._dynamo.config
-    checks_distributions = Distribution._validate_args
     traces = config.patch(trace_autograd_ops=True) if hasattr(config, "trace_autograd_ops") else nullcontext()
     with _LOCK, traces, warnings.catch_warnings():
         # They would be errors where warnings are
         warnings.simplefilter("ignore")
+        validates = th.distributions.Distribution._validate_args
         try:
             yield
         finally:
-            # Dynamo switches these checks off for the whole process, by which SB3 notices a policy that is not a number
-            Distribution.set_default_validate_args(checks_distributions)
-
-
-def _options(inputs: UpdateInputs, mixed: bool) -> dict[str, Any]:
-    """:return: options of Inductor"""
-    import torch._inductor
-
-    from sb3_softvalue.execution.graph_pass import Bf16MatmulPass, MatmulRewritePass
-
-    known = torch._inductor.list_options()
-    options: dict[str, Any] = {name: value for name, value in _OPTIONS.items() if name in known}
-    options["post_grad_custom_post_pass"] = MatmulRewritePass()
-    if mixed:
-        shapes: set[tuple[int, ...]] = set()
-        map_tensors(lambda tensor: shapes.add(tuple(tensor.shape)), inputs)
-        options["post_grad_custom_post_pass"] = Bf16MatmulPass(frozenset(shapes))
-    return options
+            # Dynamo switches it off for good, and SB3's policies would no longer refuse NaN
+            th.distributions.Distribution.set_default_validate_args(validates)

@@ -1,11 +1,10 @@
 """Compiler passes that write an update's matrix products as a CPU computes them fastest.
 
 PyTorch's private interface in this file: Inductor's ``CustomGraphPass`` and the metadata of its graph. The rewrite makes a
-compiled update 1.1 times as fast (Intel Xeon, one thread); without it, the same graph is compiled as it is. bfloat16
-products (``execution="mixed"``) need it.
+compiled update 1.1 times as fast (Intel Xeon, one thread); without it, ``compiled.py`` compiles the same graph as it is.
+bfloat16 products (``execution="mixed"``) are not to be had without it.
 """
 
-import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -108,9 +107,16 @@ class Bf16MatmulPass(MatmulRewritePass):
         100 m would be rounded to half a metre: products that read such an input stay in float32.
     """
 
+    requirement = (
+        f"no product between hidden layers has {MIN_WIDE_DIM} or more units on both of its sides and as many transitions in a "
+        "batch."
+    )
+
     def __init__(self, data_shapes: Collection[tuple[int, ...]] = ()):
         super().__init__()
         self.data_shapes = frozenset(data_shapes)
+        self.rounds_nothing = False
+        """Whether the last graph had no product that is worth rounding for"""
 
     def __call__(self, graph: Graph) -> None:
         """
@@ -118,12 +124,7 @@ class Bf16MatmulPass(MatmulRewritePass):
         """
         super().__call__(graph)
         products = self._eligible_products(graph)
-        if not products:
-            warnings.warn(
-                "execution='mixed' is the same as 'compiled' here: no product between hidden layers has "
-                f"{MIN_WIDE_DIM} or more units on both of its sides and as many transitions in a batch.",
-                stacklevel=2,
-            )
+        self.rounds_nothing = not products
         rounded: dict[Node, Node] = {}
         for node in products:
             left, right = (self._to_bf16(graph, side, rounded) for side in arguments(node))
@@ -166,7 +167,7 @@ class Bf16MatmulPass(MatmulRewritePass):
         return result
 
     def uuid(self) -> Any:
-        """:return: None: a graph from Inductor's cache would meet no pass, which could not warn then"""
+        """:return: None: a graph from Inductor's cache would meet no pass, which could not tell then whether it rounds"""
         return None
 
 
