@@ -1,6 +1,5 @@
 """A model in and out of files: what SB3's save and load have to know about the value network."""
 
-import contextlib
 import copy
 import io
 import pathlib
@@ -13,7 +12,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.sac.sac import SAC
 
 from sb3_softvalue import transfer
-from sb3_softvalue.checkpoint import load_checkpoint, save_checkpoint
+from sb3_softvalue.checkpoint import Resumed, load_checkpoint, save_checkpoint
 
 SelfSaving = TypeVar("SelfSaving", bound="Saving")
 
@@ -115,31 +114,22 @@ class Saving(SAC):
         """
         return transfer.to_sac(self, policy)
 
-    def learn(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and let the callbacks clean up after it even where an exception ends it."""
-        with contextlib.ExitStack() as ends:
-            vars(self)["_when_learn_ends"] = ends
-            ends.callback(vars(self).pop, "_when_learn_ends", None)
-            super().learn(*args, **kwargs)
-        return self
-
     def save_checkpoint(self, folder: str | pathlib.Path) -> None:
         """
-        Write the whole training to a folder, to go on from with ``load_checkpoint``: see ``checkpoint.save_checkpoint``, and
-        ``checkpoint.ResumableCheckpoint`` for doing so while it goes on.
+        Write the whole training to a folder, see ``checkpoint.save_checkpoint``, and ``checkpoint.ResumableCheckpoint`` for
+        doing so while it continues.
 
         :param folder: of the run
         :raises CheckpointError: if it cannot be stored or written
         """
         save_checkpoint(self, folder)
 
-    def load_checkpoint(self, folder: str | pathlib.Path) -> bool:
+    def load_checkpoint(self, folder: str | pathlib.Path) -> Resumed:
         """
-        Go on from the newest checkpoint of a folder: then ``learn(total - model.num_timesteps, reset_num_timesteps=False)``,
-        see ``checkpoint.load_checkpoint``.
+        Continue from the newest checkpoint of a folder, see ``checkpoint.load_checkpoint``.
 
         :param folder: of the run
-        :return: whether every environment is exactly where it was, else new episodes begin
+        :return: true if the training continues exactly as if it had never stopped; else it says why not
         :raises CheckpointError: if there is none, it is damaged, or it is of another model
         """
         return load_checkpoint(self, folder)
@@ -156,8 +146,6 @@ class Saving(SAC):
             "_backup",
             "_hints",
             "_statistics",
-            "_rollout_begun",
-            "_when_learn_ends",
         ]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -1,0 +1,249 @@
+"""One call of ``learn()`` that writes checkpoints: how it begins, is interrupted and ends, also by an exception.
+
+SB3 tells a nested callback neither of the beginning of a rollout nor of the end of the training, and none of an exception.
+For as long as ``learn()`` runs, the model is of a subclass whose ``collect_rollouts`` and ``train`` tell of both.
+"""
+
+import contextlib
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import RolloutReturn
+
+from sb3_softvalue.checkpoint import environments
+
+if TYPE_CHECKING:
+    from sb3_softvalue.checkpoint.callback import ResumableCheckpoint
+
+# Seconds after a signal: until then the rollout may end by itself, and the gradient step after the rollout
+ROLLOUT_ENDS, STEP_ENDS, RETRY = 2.0, 3.0, 0.01
+# For a signal that comes to the processes of the environments first
+_SIGNAL_COMES = 0.3
+
+
+class Stop(BaseException):
+    """Ends a rollout or ``train()`` that takes too long after a signal."""
+
+
+class Learning:
+    """
+    What happens around ``learn()``.
+
+    :param model: that learns
+    """
+
+    def __init__(self, model: OffPolicyAlgorithm):
+        self.model = model
+        self.callbacks: list[ResumableCheckpoint] = []
+        self._class = type(model)
+        self._root: BaseCallback | None = None
+        self._handlers: dict[int, Any] = {}
+        # When the signal came
+        self._interrupted_at: float | None = None
+        self._told = self._is_late = False
+        self._timer: threading.Timer | None = None
+        model.__class__ = self._subclass()
+
+    @staticmethod
+    def of(model: OffPolicyAlgorithm) -> "Learning":
+        """:return: that of a model whose ``learn()`` runs"""
+        return getattr(type(model), "_learning_of_checkpoints", None) or Learning(model)
+
+    def _subclass(self) -> Any:
+        """:return: the model's class, which tells of rollouts and updates"""
+        learning, base = self, self._class
+
+        class Learner(base):  # type: ignore[valid-type, misc]  # whatever the model is
+            _learning_of_checkpoints = learning
+
+            def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+                collect = functools.partial(super().collect_rollouts, env, callback, *args, **kwargs)
+                return learning.rollout(callback, collect) if self is learning.model else collect()
+
+            def train(self, *args: Any, **kwargs: Any) -> None:
+                update = functools.partial(super().train, *args, **kwargs)
+                if self is not learning.model:
+                    return update()
+                learning.guarded(update)
+
+        for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+            setattr(Learner, name, getattr(base, name))
+        return Learner
+
+    def rollout(self, root: BaseCallback, collect: Callable[[], RolloutReturn]) -> RolloutReturn:
+        """
+        Save what is due, then collect.
+
+        :param root: of all callbacks
+        :param collect: SB3's own
+        :return: what it returned, or that the training is to stop
+        """
+        stop = RolloutReturn(0, 0, continue_training=False)
+        if root is not self._root:
+            self._begin(root)
+        return self.guarded(lambda: stop if self._save() else collect()) or stop
+
+    def guarded(self, call: Callable[[], Any]) -> Any:
+        """
+        :param call: during which an exception may end the training
+        :return: what it returned; None if it was ended by an interrupt, and saved
+        """
+        try:
+            return call()
+        except BaseException as error:
+            if not self._is_interrupt(error):
+                self.end()
+                raise
+        try:
+            self._save()
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            environments.abandon(self.model.env)  # type: ignore[arg-type]  # was checked to be there
+        return None
+
+    def _save(self) -> bool:
+        """:return: whether the training was interrupted, and everything is saved"""
+        self._tell()
+        for callback in self.callbacks:
+            callback.save_if_due(now=self._interrupted_at is not None)
+        return self._interrupted_at is not None
+
+    def _begin(self, root: BaseCallback) -> None:
+        """:param root: of the callbacks of a new call of ``learn()``"""
+        from sb3_softvalue.checkpoint.callback import callbacks_of
+
+        called = [each for each in self.callbacks if each in list(callbacks_of(root))]
+        if self._root is not None or not called:  # another one has ended without a word
+            self.end()
+            if not called:
+                return
+            model_class = self._subclass()
+            self.model.__class__ = model_class
+        self.callbacks = []
+        self._root, self._interrupted_at, self._told, self._is_late = root, None, False, False
+        try:
+            for callback in called:
+                callback.begin(root)
+                self.callbacks.append(callback)
+        except BaseException:
+            self.end()
+            raise
+        on_training_end = root.on_training_end
+
+        def ended() -> None:
+            del root.on_training_end
+            try:
+                on_training_end()
+                for callback in self.callbacks:
+                    callback.save_if_due(now=True)
+            finally:
+                self.end()
+
+        root.on_training_end = ended  # type: ignore[method-assign]  # for this call of learn()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # One that was set outside of Python could not be set again; one that is ignored stays so
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                    self._handlers[number] = signal.signal(number, self._interrupt)
+
+    def end(self) -> None:
+        """The training is over, however it ended."""
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            if self._root is not None:
+                callback.end()
+        if self._timer is not None:
+            self._timer.cancel()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers, self._timer = {}, None
+        if self._root is not None:
+            vars(self._root).pop("on_training_end", None)
+        self._root = None
+        self.model.__class__ = self._class
+
+    def _is_interrupt(self, error: BaseException) -> bool:
+        """:return: whether an exception is what a signal has made of the training, to its environments' processes perhaps"""
+        died = isinstance(error, (EOFError, ConnectionError)) and environments.is_lost(self.model.env)  # type: ignore[arg-type]
+        if died and self._interrupted_at is None and self._handlers:
+            time.sleep(_SIGNAL_COMES)
+        return self._interrupted_at is not None and (died or isinstance(error, Stop))
+
+    def _tell(self) -> None:
+        """
+        Say that it was interrupted. Not where the signal came: that may have been within another ``print()``, which would
+        raise. Nor may a terminal that is gone keep the checkpoint from being written.
+        """
+        if self._interrupted_at is not None and not self._told:
+            self._told = True
+            folders = " and ".join(str(callback.folder) for callback in self.callbacks)
+            with contextlib.suppress(OSError, ValueError):
+                print(f"Interrupted: a checkpoint is written to {folders} and the training stops. Once more interrupts at once.")
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Called by the system: stop at the next consistent moment, and look after it when that takes too long."""
+        if self._is_late:
+            self._is_late = False
+            self._stop(number, frame)
+        elif self._interrupted_at is None:
+            self._interrupted_at = time.monotonic()
+            self._look_after(number, ROLLOUT_ENDS)
+        else:
+            if self._timer is not None:
+                self._timer.cancel()
+            for each, handler in self._handlers.items():
+                signal.signal(each, handler)
+            self._handlers = {}
+            signal.raise_signal(number)
+
+    def _look_after(self, number: int, seconds: float) -> None:
+        """Send the signal once more, from another thread: it interrupts waiting for an environment, too."""
+
+        def late() -> None:
+            self._is_late = True
+            signal.pthread_kill(threading.main_thread().ident, number)  # type: ignore[arg-type]  # it runs
+
+        self._timer = threading.Timer(seconds, late)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """
+        End the rollout or ``train()``, but not within a write to the replay buffer or an optimizer's step.
+
+        :param number: of the signal
+        :param frame: where it came
+        """
+        buffer, doing = self.model.replay_buffer, ""
+        while frame is not None:
+            owner, name = frame.f_locals.get("self"), frame.f_code.co_name
+            if (owner is buffer and name == "add") or isinstance(owner, th.optim.Optimizer) or name == "save_if_due":
+                doing = "writes"
+                break
+            if owner is self.model and name in ("train", "collect_rollouts"):
+                doing = name
+                break
+            frame = frame.f_back
+        assert self._interrupted_at is not None
+        waited = time.monotonic() - self._interrupted_at
+        if doing == "collect_rollouts" or (doing == "train" and waited > STEP_ENDS):
+            vars(buffer).pop("sample", None)
+            raise Stop
+        if doing == "train" and "sample" not in vars(buffer):
+            # A gradient step begins with its batch: between two of them nothing is half done
+            def sample(*args: Any, **kwargs: Any) -> Any:
+                del buffer.sample  # type: ignore[union-attr]
+                raise Stop
+
+            buffer.sample = sample  # type: ignore[union-attr, method-assign]  # until the next gradient step
+        self._look_after(number, max(RETRY, STEP_ENDS - waited + RETRY) if doing == "train" else RETRY)
