@@ -159,6 +159,8 @@ def packed_like(own: Any) -> Check:
                 if not np.isfinite(array := unpack(value)).all() or (name.endswith(_NOT_NEGATIVE) and (array < 0).any()):
                     raise ValueError(f"{name} holds numbers that are negative or not finite")
             return record(fields)(name, value)
+        if isinstance(own, list):
+            return [packed_like(item)(name, each) for item, each in zip(own, sequence(optional(of_type(float, int)))(name, value), strict=True)]
         if isinstance(own, (int, float)) and not isinstance(own, bool):
             low = 0 if name.endswith(_NOT_NEGATIVE) else -math.inf
             return whole(-(2**63))(name, value) if isinstance(own, int) else number(low)(name, value)

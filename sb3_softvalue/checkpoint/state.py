@@ -135,14 +135,15 @@ def check_facts(saved: dict[str, Any], own: dict[str, Any]) -> None:
 
 def options(model: OffPolicyAlgorithm) -> dict[str, Any]:
     """:return: what may be different in the model that continues, which is told: numbers and strings, not functions"""
-    arguments = {name: getattr(model, name, None) for name in inspect.signature(type(model).__init__).parameters}
-    found = {name: value for name, value in arguments.items() if name not in _FREE_ARGUMENTS}
     noise = getattr(model.action_noise, "base_noise", model.action_noise)
-    for prefix, part in {"replay_buffer": model.replay_buffer, "noise": noise, "VecNormalize": model.get_vec_normalize_env()}.items():
-        found |= {f"{prefix}.{name}": value for name, value in vars(part or object).items() if name not in ("pos", "full")}
-    return {
-        name: value for name, value in _plain(found).items() if name.partition(".")[2] not in ("device", "noise_prev", "num_envs")
+    parts = {"": model, "replay buffer's ": model.replay_buffer, "noise's ": noise, "VecNormalize's ": model.get_vec_normalize_env()}
+    found = {
+        prefix + name: getattr(part, name, getattr(part, f"_{name}", None))
+        for prefix, part in parts.items()
+        for name in inspect.signature(type(part).__init__).parameters
+        if part is not None and name not in _FREE_ARGUMENTS
     }
+    return _plain(found)
 
 
 def machine(model: OffPolicyAlgorithm) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def check_json(model: OffPolicyAlgorithm, content: Any) -> dict[str, Any]:
             "VecNormalize": of_type(type(None)) if statistics is None else packed_like(statistics),
             "random": read_random_state,
             "action space": generator,
-            "noise": of_type(type(None)) if own is None else _numbers_of_shape(np.shape(own)),
+            "noise": _noise_like(own),
             "seeds": optional(sequence(optional(whole(0, 2**32 - 1)), model.n_envs)),
             "options": of_type(dict),
             "machine": of_type(dict),
@@ -227,11 +228,15 @@ def check_json(model: OffPolicyAlgorithm, content: Any) -> dict[str, Any]:
     return checked
 
 
-def _numbers_of_shape(shape: tuple[int, ...]) -> Callable[[str, Any], np.ndarray]:
-    def check(name: str, value: Any) -> np.ndarray:
+def _noise_like(own: Any) -> Callable[[str, Any], Any]:
+    """:return: a check for finite numbers of the shape of one's own, or None for a noise without a state"""
+
+    def check(name: str, value: Any) -> Any:
+        if own is None or own == [None] * len(own):
+            return packed_like(own)(name, value)
         array = np.array(numbers(name, value), dtype=np.float64)
-        if array.shape != shape or not np.isfinite(array).all():
-            raise ValueError(f"{name} is no array of finite numbers of shape {shape}")
+        if array.shape != np.shape(own) or not np.isfinite(array).all():
+            raise ValueError(f"{name} is no array of finite numbers of shape {np.shape(own)}")
         return array
 
     return check
@@ -308,10 +313,10 @@ def apply(model: OffPolicyAlgorithm, saved: dict[str, Any], saved_tensors: dict[
         buffer._current_ep_start = np.array(saved["buffer"]["episode starts"], dtype=np.int64)
     model.action_space._np_random = saved["action space"]
     model.action_noise = noise_of_each(model)
-    parts = getattr(model.action_noise, "noises", [model.action_noise])
-    for part, value in zip(parts, [saved["noise"]] if len(parts) == 1 else saved["noise"] or (), strict=False):
-        if isinstance(part, OrnsteinUhlenbeckActionNoise):
-            part.noise_prev = value
+    noises = getattr(model.action_noise, "noises", None)
+    for noise, value in zip(noises or [model.action_noise], saved["noise"] if noises else [saved["noise"]], strict=True):
+        if isinstance(noise, OrnsteinUhlenbeckActionNoise):
+            noise.noise_prev = value
 
 
 def noise_of_each(model: OffPolicyAlgorithm) -> ActionNoise | None:
@@ -334,7 +339,7 @@ def noise_state(noise: ActionNoise | None) -> Any:
         return noise.noise_prev.tolist()
     if type(noise) is VectorizedActionNoise:
         states = [noise_state(part) for part in noise.noises]
-        return None if states[0] is None else states
+        return states
     raise CheckpointError(
         f"An action noise of class {type(noise).__name__} may have state that cannot be stored: use one of SB3's."
     )

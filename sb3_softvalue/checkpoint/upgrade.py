@@ -40,7 +40,6 @@ def state(content: dict[str, Any]) -> dict[str, Any]:
     return content | {
         "counters": counters,
         "VecNormalize": statistics,
-        "noise": None if content["noise"] is None or None in content["noise"] else content["noise"],
         "environments": states or None,
         "boundary": bool(states) and all(each["before"] is not None for each in states),
         "callbacks": [],
