@@ -54,7 +54,7 @@ def claimed_elsewhere(folder: Path) -> Iterator[None]:
     """Another process has claimed the folder."""
     pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
     code = f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None and process.stdout.readline()
         yield
 

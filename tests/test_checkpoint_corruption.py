@@ -122,7 +122,7 @@ def reshape_parameter(path: Path, manifest: dict[str, Any]) -> None:
 
 
 FORGED: dict[str, Callable[[Path, dict[str, Any]], None]] = {
-    "version": lambda path, manifest: manifest.update(format=2),
+    "version": lambda path, manifest: manifest.update(format=3),
     "no version": lambda path, manifest: manifest.pop("format"),
     "a name that climbs": lambda path, manifest: manifest["files"].update({"../../secret.txt": "0"}),
     "an absolute name": lambda path, manifest: manifest["files"].update({"/etc/passwd": "0"}),

@@ -101,8 +101,7 @@ class ResumableCheckpoint(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        # Where learn() had nothing to do, it never began
-        Learning.of(self.model).end()
+        Learning.of(self.model).end_unless_begun()
 
     def save_if_due(self, now: bool) -> None:
         """

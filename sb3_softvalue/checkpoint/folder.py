@@ -45,8 +45,18 @@ _claims: dict[str, _Claim] = {}
 
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
     """:return: the checkpoints in the folder, oldest first; what else may have such a name has no manifest"""
-    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and is_checkpoint(path)]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+    return [path for path in _named(folder) if is_checkpoint(path)]
+
+
+def _named(folder: pathlib.Path) -> list[pathlib.Path]:
+    """:return: all that has the name of a checkpoint, whoever has made it, by number"""
+    try:
+        names = [name for name in os.listdir(folder) if _NAME.fullmatch(name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"The folder {str(folder):.200} cannot be read ({error.strerror}): choose another.") from error
+    return [folder / name for name in sorted(names, key=lambda name: int(name.partition("-")[2]))]
 
 
 def is_checkpoint(folder: pathlib.Path) -> bool:
@@ -217,10 +227,10 @@ def commit(folder: pathlib.Path, files: dict[str, bytes], manifest: dict[str, An
     # Its own checksum is its last line
     _write_file(folder / WRITING / MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
     sync_folder(folder / WRITING)
-    taken = [int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    taken = [int(path.name.partition("-")[2]) for path in _named(folder)]
     os.rename(folder / WRITING, folder / f"checkpoint-{max(taken, default=-1) + 1:06d}")
     # The checkpoint is there: what fails from here on is made up for by the next one
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, CheckpointError):
         sync_folder(folder)
         _prune(folder, manifest["run"], keep)
         sweep(folder)

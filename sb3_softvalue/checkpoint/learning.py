@@ -156,6 +156,11 @@ class Learning:
                 if signal.getsignal(number) not in (None, signal.SIG_IGN):
                     self._handlers[number] = signal.signal(number, self._interrupt)
 
+    def end_unless_begun(self) -> None:
+        """``learn()`` had nothing to do."""
+        if self._root is None:
+            self.end()
+
     def end(self) -> None:
         """The training is over, however it ended."""
         callbacks, self.callbacks = self.callbacks, []

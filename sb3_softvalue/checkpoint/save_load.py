@@ -189,15 +189,14 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
         replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=False)
     except CheckpointError:
         raise
-    except Exception as error:
-        # Whatever a file can be made to say: none of it has reached the model
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        before = [each for each in checkpoints(path.parent) if each.name < path.name]
-        other = f"; the one before it is {before[-1]}" if before else ""
-        raise CheckpointError(f"The checkpoint {path} is damaged ({reason:.200}){other}.") from error
+    except Exception as error:  # whatever a file can be made to say: none of it has reached the model
+        raise _damaged(path, error) from error
     why = _begin_episodes(model, content, tensors["last"])
+    try:
+        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=True)
+    except (ValueError, OSError) as error:  # removed since it was checked: the next checkpoint is there
+        raise _damaged(path, error) from error
     state.apply(model, content, tensors)
-    replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=True)
     if not content["boundary"] or (why and content["seeds"] is None):
         replay.truncate_open_episodes(buffer)
     content["random"]()
@@ -206,6 +205,14 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
     if changed:
         warnings.warn(f"The training continues with other options than before: {'; '.join(changed)}.", stacklevel=4)
     return Resumed(model.num_timesteps, (*why, *changed, *_differences(content["machine"], state.machine(model))))
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> CheckpointError:
+    """:return: one sentence"""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    before = [each for each in checkpoints(path.parent) if each != path]
+    other = f"; the one before it is {before[-1]}" if before else ""
+    return CheckpointError(f"The checkpoint {path} is damaged ({reason:.200}){other}.")
 
 
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
