@@ -162,11 +162,11 @@ def sweep(folder: pathlib.Path) -> None:
         names = {name for name in (folder / JOURNAL).read_text(errors="replace").split("\n") if _OURS.fullmatch(name)}
     except FileNotFoundError:
         return
-    for path in checkpoints(folder):
+    for path in _named(folder):
         try:
             manifest = read_manifest(path)
-        except (OSError, ValueError):
-            continue  # nothing that it refers to can be loaded
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            continue  # somebody else's, or damaged: nothing that it refers to can be loaded
         names -= {f"{path.name}/{name}" for name in (MANIFEST, *manifest["files"])}
         names -= {f"{BLOCKS}/{name}" for blocks in manifest["blocks"].values() for name in blocks}
     for name in names:
