@@ -191,6 +191,8 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
         raise
     except Exception as error:  # whatever a file can be made to say: none of it has reached the model
         raise _damaged(path, error) from error
+    named = [each[0]["now"]["task"] if each else None for each in (content["environments"], environments.read(env))]
+    tasks = [f"task is {named[1]}, was {named[0]}"] if None not in named and named[0] != named[1] else []
     why = _begin_episodes(model, content, tensors["last"])
     try:
         replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=True)
@@ -201,7 +203,7 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
         replay.truncate_open_episodes(buffer)
     content["random"]()
     runs[model] = _Run(manifest["run"], content["callbacks"])
-    changed = _differences(content["options"], state.options(model))
+    changed = _differences(content["options"], state.options(model)) + tasks
     if changed:
         warnings.warn(f"The training continues with other options than before: {'; '.join(changed)}.", stacklevel=4)
     return Resumed(model.num_timesteps, (*why, *changed, *_differences(content["machine"], state.machine(model))))
