@@ -101,7 +101,9 @@ def cases(folder: Path) -> list[tuple[Path_, Any]]:
         value: Any = parts
         for key in path:
             value = value[key]
-        others = list(forged_tensors(value)) if isinstance(value, th.Tensor) else [each for each in VALUES if each is not value]
+        others = (
+            list(forged_tensors(value)) if isinstance(value, th.Tensor) else [each for each in VALUES if each is not value]
+        )
         found += [(path, other) for other in (*others, KeyError)]
     return found
 

@@ -49,11 +49,15 @@ def reacher() -> gym.Env:
 
 
 ALGORITHMS: list[type[OffPolicyAlgorithm]] = [SACV, SAC]
+
+
 @contextlib.contextmanager
 def claimed_elsewhere(folder: Path) -> Iterator[None]:
     """Another process has claimed the folder."""
     pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
-    code = f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    code = (
+        f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None and process.stdout.readline()
         yield
@@ -234,7 +238,7 @@ class TestRefused:
             ),
             (
                 dict(policy_kwargs=dict(net_arch=[16], optimizer_kwargs=dict(weight_decay=0.1))),
-                "options of optimizers: actor.optimizer.weight_decay 0, this one has 0.1",
+                "options: actor.optimizer.weight_decay 0, this one has 0.1",
             ),
         ],
     )

@@ -238,7 +238,9 @@ def test_the_folder_is_claimed_while_it_trains(algorithm, tmp_path):
         shutil.rmtree(folder)
     # A failing update, of which no callback is told
     model = make(algorithm=algorithm)
-    model.policy.actor.mu.register_forward_hook(lambda *_: 1 // 0 if model.num_timesteps == 50 and th.is_grad_enabled() else None)
+    model.policy.actor.mu.register_forward_hook(
+        lambda *_: 1 // 0 if model.num_timesteps == 50 and th.is_grad_enabled() else None
+    )
     with pytest.raises(ZeroDivisionError):
         model.learn(60, callback=[ResumableCheckpoint(folder, 30), At(40, look)])
     assert not is_claimed(folder) and n_open() == before and type(model) is algorithm
@@ -364,7 +366,10 @@ class TestOtherModels:
     @pytest.mark.parametrize(
         "kwargs, sentence",
         [
-            (dict(net_arch=[8]), r"networks: actor.latent_pi.0.bias \['torch.float32', 16\], this one has \['torch.float32', 8\]: construct"),
+            (
+                dict(net_arch=[8]),
+                r"networks: actor.latent_pi.0.bias \['torch.float32', 16\], this one has \['torch.float32', 8\]: construct",
+            ),
             (dict(net_arch=[16], n_critics=1), "networks: critic.qf1.0.bias .*, this one has None: construct"),
         ],
     )

@@ -52,7 +52,9 @@ class ResumableCheckpoint(BaseCallback):
         check_whole_number("save_freq", save_freq, minimum=1)
         check_whole_number("keep", keep, minimum=1)
         if resume and overwrite:
-            raise ValueError("resume=True continues the training in the folder and overwrite=True replaces it: give one of them.")
+            raise ValueError(
+                "resume=True continues the training in the folder and overwrite=True replaces it: give one of them."
+            )
         # Of where it was given, whatever an environment changes the working directory to
         self.folder = pathlib.Path(folder).absolute()
         self.save_freq, self.keep, self.at_episode_end = save_freq, keep, at_episode_end
@@ -82,7 +84,7 @@ class ResumableCheckpoint(BaseCallback):
         """
         with writing(self.folder):
             claim(self.folder)
-        environments.attach(self.training_env)
+        environments.read(self.training_env)  # from here on their states before each reset are known
         self._saved_at, self._asked_at = self.model.num_timesteps, None
         self._others = [(each, _numbers_of(each)) for each in callbacks_of(root) if not isinstance(each, ResumableCheckpoint)]
         saved = runs[self.model].callbacks if self.model in runs else []

@@ -6,8 +6,8 @@ dictionaries of them, and ``set_state(state)``, which takes the same: one that k
 
 import functools
 import inspect
-import operator
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import gymnasium as gym
@@ -16,27 +16,21 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrappe
 
 from sb3_softvalue.checkpoint.schema import Check, generator, of_type, optional, pack, packed_like, record, sequence, unpack
 
+_MOMENTS = ("mean", "var", "count")
 # What wrappers of others keep, beside nothing else
 _SERVED = {
-    "gymnasium.wrappers.stateful_reward.NormalizeReward": (
-        "return_rms.mean",
-        "return_rms.var",
-        "return_rms.count",
-        "discounted_reward",
-    ),
-    "gymnasium.wrappers.stateful_observation.NormalizeObservation": ("obs_rms.mean", "obs_rms.var", "obs_rms.count"),
+    "gymnasium.wrappers.stateful_reward.NormalizeReward": ("discounted_reward", *(f"return_rms.{each}" for each in _MOMENTS)),
+    "gymnasium.wrappers.stateful_observation.NormalizeObservation": tuple(f"obs_rms.{each}" for each in _MOMENTS),
     "gymnasium.wrappers.common.RecordEpisodeStatistics": ("episode_count",),
     "stable_baselines3.common.monitor.Monitor": ("total_steps",),
 }
-# Keep nothing from one episode to the next but what is served, and draw from np_random alone
+# They keep nothing but what is served, and draw from np_random alone
 _KNOWN = (
     *(f"gymnasium.envs.{name}." for name in ("classic_control", "box2d", "mujoco", "toy_text")),
-    "gymnasium.wrappers.",
-    "sb3_contrib.common.wrappers.",
-    *_SERVED,
+    *("gymnasium.wrappers.", "sb3_contrib.common.wrappers.", *_SERVED),
 )
 # They call a function of the user's
-_OPEN = tuple(f"gymnasium.wrappers.transform_{kind.lower()}.Transform{kind}" for kind in ("Action", "Observation", "Reward"))
+_OPEN = ("TransformAction", "TransformObservation", "TransformReward")
 
 
 def _layers(env: gym.Env) -> Iterator[tuple[str, gym.Env]]:
@@ -48,15 +42,15 @@ def _layers(env: gym.Env) -> Iterator[tuple[str, gym.Env]]:
         env = env.env
 
 
-def _number(value: Any) -> Any:
-    """:return: packed, whether it is a number of Python's, of NumPy's or an array without axes"""
-    return pack(np.asarray(value))
-
-
 def _has_protocol(env: gym.Env) -> bool:
     """:return: whether it gives its state; MuJoCo's environments have a ``set_state`` of another kind"""
     methods = [getattr(type(env), name, None) for name in ("get_state", "set_state")]
     return all(map(callable, methods)) and len(inspect.signature(methods[1]).parameters) == 2  # type: ignore[arg-type]
+
+
+def _number(value: Any) -> Any:
+    """:return: packed, whether it is a number of Python's, of NumPy's or an array without axes"""
+    return pack(np.asarray(value))
 
 
 def _read(env: gym.Env) -> dict[str, Any]:
@@ -67,12 +61,11 @@ def _read(env: gym.Env) -> dict[str, Any]:
             if _has_protocol(layer):
                 kept["layers"].append([name, pack(layer.get_state())])  # type: ignore[attr-defined]
             elif name in _SERVED:
-                kept["layers"].append([name, {each: _number(operator.attrgetter(each)(layer)) for each in _SERVED[name]}])
-            elif name in _OPEN or not name.startswith(_KNOWN):
+                kept["layers"].append([name, {path: _number(attrgetter(path)(layer)) for path in _SERVED[name]}])
+            elif name.endswith(_OPEN) or not name.startswith(_KNOWN):
                 kept["unknown"].append(type(layer).__name__)
             if not isinstance(layer, gym.Wrapper):
-                kept["np_random"] = pack(layer.np_random)["__generator__"]
-                kept["task"] = layer.spec and layer.spec.id
+                kept["np_random"], kept["task"] = pack(layer.np_random)["__generator__"], layer.spec and layer.spec.id
         except Exception as error:  # of code that is not ours, in a process that it would end
             kept["unknown"].append(f"{type(layer).__name__} ({error})")
     return kept
@@ -82,17 +75,17 @@ def _restore(env: gym.Env, kept: dict[str, Any]) -> str:
     """:return: why an environment could not be put where it was, if anything failed"""
     try:
         env.unwrapped.np_random = generator("np_random", kept["np_random"])
-        names = [name for name, _ in kept["layers"]]
-        served = [(name, layer) for name, layer in _layers(env) if name in names]
-        for (name, layer), (_, state) in zip(served, kept["layers"], strict=True):
+        states = [unpack(state) for _, state in kept["layers"]]
+        stateful = [layer for name, layer in _layers(env) if states and (_has_protocol(layer) or name in _SERVED)]
+        for layer, state in zip(stateful, states, strict=True):
             if _has_protocol(layer):
-                layer.set_state(unpack(state))  # type: ignore[attr-defined]
+                layer.set_state(state)  # type: ignore[attr-defined]
                 continue
-            for path, value in unpack(state).items():
+            for path, value in state.items():
                 owner, _, attribute = path.rpartition(".")
-                setattr(operator.attrgetter(owner)(layer) if owner else layer, attribute, value if value.ndim else value.item())
+                setattr(attrgetter(owner)(layer) if owner else layer, attribute, value if value.ndim else value.item())
     except Exception as error:
-        return f"{type(env.unwrapped).__name__}: {error}"
+        return f"an environment could not be put where it was: {type(env.unwrapped).__name__}: {error}"
     return ""
 
 
@@ -100,18 +93,16 @@ class _Recorder:
     """
     Knows what an environment kept right before its last reset, from which the same episode can be begun again.
 
-    :param env: whose ``reset`` it takes the place of
+    :param env: whose ``reset`` it replaces
     """
 
     def __init__(self, env: Any):
         self._env, self._reset, self._before = env, env.reset, None
-        env.reset, env.checkpoint_read = self.reset, self.read
-        env.checkpoint_restore = functools.partial(_restore, env)
+        env.reset, env.checkpoint_read, env.checkpoint_restore = self.reset, self.read, functools.partial(_restore, env)
 
     def reset(self, **kwargs: Any) -> Any:
-        """As the environment's own."""
-        # What is seeded begins from somewhere else
-        self._before = None if any(value is not None for value in kwargs.values()) else _read(self._env)
+        """As the environment's own. One that is given a seed begins from somewhere else."""
+        self._before: Any = _read(self._env) if all(value is None for value in kwargs.values()) else None
         return self._reset(**kwargs)
 
     def read(self) -> dict[str, Any]:
@@ -119,7 +110,7 @@ class _Recorder:
         return {"now": _read(self._env), "before": self._before}
 
 
-class _Attach(type):
+class _Visit(type):
     """Makes of ``env_is_wrapped``, the one call of a VecEnv that hands out an environment in its own process, a visit."""
 
     def __instancecheck__(cls, env: Any) -> bool:
@@ -128,26 +119,30 @@ class _Attach(type):
         return True
 
 
-class _Recorded(metaclass=_Attach):
+class _Recorded(metaclass=_Visit):
     """Every environment, which has a recorder from then on."""
 
 
-def attach(venv: VecEnv) -> None:
-    """Put a recorder into every environment; one in a process of its own needs a wrapper, as ``gym.make`` gives it."""
-    venv.env_is_wrapped(_Recorded)  # type: ignore[arg-type]  # no wrapper, but asked in the same way
-    for env in getattr(venv.unwrapped, "envs", ()):
-        isinstance(env, _Recorded)
-
-
 def read(venv: VecEnv) -> list[dict[str, Any]] | None:
-    """:return: of each environment what it keeps and kept before its last reset; None where it cannot be reached"""
-    if is_lost(venv):
-        return None
+    """
+    :param venv: whose environments have a recorder from then on; one in another process needs a wrapper, as ``gym.make`` gives
+    :return: of each environment what it keeps and kept before its last reset; None where it cannot be reached
+    """
     try:
-        attach(venv)
+        if is_lost(venv):
+            return None
+        venv.env_is_wrapped(_Recorded)  # type: ignore[arg-type]  # no wrapper, but asked in the same way
+        for env in getattr(venv.unwrapped, "envs", ()):
+            isinstance(env, _Recorded)
         return venv.env_method("checkpoint_read") if venv.has_attr("checkpoint_read") else None
     except (AttributeError, NotImplementedError, EOFError, OSError):
         return None
+
+
+def task(venv: VecEnv | None) -> str | None:
+    """:return: the name of the first environment, if it has one"""
+    states = read(venv) if venv is not None else None
+    return states[0]["now"]["task"] if states else None
 
 
 def is_lost(venv: VecEnv) -> bool:
@@ -166,30 +161,21 @@ def abandon(venv: VecEnv) -> None:
         env.waiting, env.closed = False, True
 
 
-def check_state(own: list[dict[str, Any]] | None) -> Check:
-    """
-    :param own: what the model's environments keep
-    :return: a check for what ``read`` gave: what is served by its type and shape, an environment's own by its kind alone
-    """
+def schema(venv: VecEnv) -> Check:
+    """:return: a check for what ``read`` gives: what is served by types and shapes, an environment's own by its kind"""
+    own = read(venv)
+    served = {name: packed_like(state) for name, state in (own[0]["now"]["layers"] if own else ()) if name in _SERVED}
 
-    def layers(name: str, value: Any) -> Any:
-        value = sequence(lambda each, pair: [of_type(str)(each, pair[0]), pair[1]])(name, value)
-        for index, (layer, state) in enumerate(value):
-            unpack(state)
-            for known, template in own[0]["now"]["layers"] if own and layer in _SERVED else ():
-                if known == layer:
-                    packed_like(template)(f"{name}[{index}]", state)
-        return value
+    def layer(name: str, pair: Any) -> Any:
+        unpack(pair[1])
+        return [of_type(str)(name, pair[0]), served.get(pair[0], lambda name, state: state)(name, pair[1]) and pair[1]]
 
     def seeded(name: str, value: Any) -> Any:
-        generator(name, value)
-        return value
+        return generator(name, value) and value
 
-    texts = optional(of_type(str))
-    kept = record(
-        {"np_random": optional(seeded), "layers": layers, "unknown": sequence(of_type(str)), "task": texts},
-    )
-    return optional(sequence(record({"now": kept, "before": optional(kept)}), len(own) if own else None))
+    fields = {"np_random": optional(seeded), "layers": sequence(layer), "task": optional(of_type(str))}
+    kept = record(fields | {"unknown": sequence(of_type(str))})
+    return optional(sequence(record({"now": kept, "before": optional(kept)}), venv.num_envs))
 
 
 def begin_episodes(venv: VecEnv, saved: list[dict[str, Any]] | None, boundary: bool) -> tuple[Any, list[str]]:
@@ -206,22 +192,20 @@ def begin_episodes(venv: VecEnv, saved: list[dict[str, Any]] | None, boundary: b
     if not saved or not own or any(each["now"]["np_random"] is None for each in (*saved, *own)):
         return venv.reset(), ["the environments could not be reached: put them into Monitor"]
     names = [[[name for name, _ in each["now"]["layers"]] for each in states] for states in (saved, own)]
+    if names[0] != names[1]:
+        why.append(f"the environments with a state were {names[0][0]} and are {names[1][0]}")
     venv.reset()  # the first reset of a VecEnv seeds its environments
     again = boundary and all(each["before"] and each["before"]["np_random"] for each in saved)
     for index, each in enumerate(saved):
-        kept = each["before"] if again else each["now"]
-        kept = kept if names[0] == names[1] else {**kept, "layers": []}
+        kept = (each["before"] if again else each["now"]) | ({} if names[0] == names[1] else {"layers": []})
         if failed := venv.env_method("checkpoint_restore", kept, indices=[index])[0]:
-            raise RuntimeError(f"an environment cannot be put where it was: {failed}")
-    if names[0] != names[1]:
-        why.append(f"the environments with a state were {names[0][0]} and are {names[1][0]}")
+            raise RuntimeError(failed)
     observations = venv.reset()
     if not again:
         why.append("it was written in the middle of an episode")
     elif [each["now"] for each in read(venv) or ()] != [each["now"] for each in saved]:
         why.append("reset() has left an environment in another state")
-    unknown = {name for each in (*saved, *own) for name in each["now"]["unknown"]}
-    layer: Any = venv
+    unknown, layer = {name for each in (*saved, *own) for name in each["now"]["unknown"]}, venv
     while isinstance(layer, VecEnvWrapper):
         unknown |= set() if type(layer).__module__.startswith("stable_baselines3.") else {type(layer).__name__}
         layer = layer.venv
@@ -229,26 +213,24 @@ def begin_episodes(venv: VecEnv, saved: list[dict[str, Any]] | None, boundary: b
     return observations, why
 
 
+def _statistics(env: VecNormalize) -> dict[str, Any]:
+    by_name = env.obs_rms if env.norm_obs else {}
+    by_name = by_name if isinstance(by_name, dict) else {"": by_name}
+    return {"returns": env.ret_rms, **{f"observations {key}": each for key, each in by_name.items()}}
+
+
 def moments(env: VecNormalize | None) -> dict[str, Any] | None:
     """:return: the statistics of VecNormalize, packed"""
     if env is None:
         return None
-    names = ("mean", "var", "count")
-    return {name: {key: _number(getattr(each, key)) for key in names} for name, each in _statistics(env).items()}
-
-
-def _statistics(env: VecNormalize) -> dict[str, Any]:
-    of_obs = env.obs_rms if env.norm_obs else {}
-    by_name = of_obs.items() if isinstance(of_obs, dict) else [("", of_obs)]
-    return {"returns": env.ret_rms, **{f"observations {key}": each for key, each in by_name}}
+    return {name: {key: _number(getattr(each, key)) for key in _MOMENTS} for name, each in _statistics(env).items()}
 
 
 def set_moments(env: VecNormalize, saved: dict[str, Any]) -> None:
     """
     :param env: to change; its returns are those of episodes that begin
-    :param saved: from ``moments``
+    :param saved: from ``moments``, checked
     """
     for name, each in _statistics(env).items():
-        for key, value in saved[name].items():
-            setattr(each, key, unpack(value) if key != "count" else unpack(value).item())
+        each.mean, each.var, each.count = saved[name]["mean"], saved[name]["var"], saved[name]["count"].item()
     env.returns = np.zeros(env.num_envs)

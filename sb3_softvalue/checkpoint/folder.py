@@ -264,9 +264,10 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
         found = manifest.get("format") if type(manifest) is dict else None
         raise ValueError(f"its format is {found!r:.40} and this version reads {FORMATS}: load it with the one that wrote it")
     blocks = sequence(_matches(_BLOCK))
-    manifest = record({"files": record(dict.fromkeys(FILES, of_type(str))), "facts": of_type(dict), "format": of_type(int)} | {
-        "blocks": record({}, blocks), **({"run": of_type(str)} if manifest["format"] == FORMAT else {})
-    })("manifest", manifest)
+    manifest = record(
+        {"files": record(dict.fromkeys(FILES, of_type(str))), "facts": of_type(dict), "format": of_type(int)}
+        | {"blocks": record({}, blocks), **({"run": of_type(str)} if manifest["format"] == FORMAT else {})}
+    )("manifest", manifest)
     return {"run": "", **manifest}
 
 

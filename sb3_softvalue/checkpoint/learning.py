@@ -193,7 +193,9 @@ class Learning:
             self._told = True
             folders = " and ".join(str(callback.folder) for callback in self.callbacks)
             with contextlib.suppress(OSError, ValueError):
-                print(f"Interrupted: a checkpoint is written to {folders} and the training stops. Once more interrupts at once.")
+                print(
+                    f"Interrupted: a checkpoint is written to {folders} and the training stops. Once more interrupts at once."
+                )
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Called by the system: stop at the next consistent moment, and look after it when that takes too long."""

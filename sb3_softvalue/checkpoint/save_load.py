@@ -1,5 +1,6 @@
 """A whole training into a folder, and back into a model that was constructed in the same way."""
 
+import copy
 import dataclasses
 import io
 import json
@@ -72,7 +73,7 @@ def check_storable(model: OffPolicyAlgorithm) -> None:
     if model.replay_buffer is None or model.env is None:
         raise CheckpointError("The model has no replay buffer or no environment: a checkpoint is of a training, use save().")
     replay.arrays_of(model.replay_buffer)
-    state.noise_state(state.noise_of_each(model))
+    state.noise_state(model)
 
 
 def check_owner(model: OffPolicyAlgorithm, folder: pathlib.Path) -> None:
@@ -170,40 +171,36 @@ def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> Re
 
 def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
     """:return: see ``load_checkpoint``"""
-    buffer, env = model.replay_buffer, model.env
-    assert buffer is not None and env is not None
+    buffer: Any = model.replay_buffer
     try:
         manifest = read_manifest(path)
-        old = manifest["format"] < FORMAT
-        if old:
-            upgrade.check_facts(manifest["facts"], model)
-        else:
+        if manifest["format"] == FORMAT:
             state.check_facts(manifest["facts"], state.facts(model))
+        else:
+            upgrade.check_facts(manifest["facts"], model)
         files = read_files(path, manifest)
         content = json.loads(files["state.json"])
         tensors = th.load(io.BytesIO(files["tensors.pt"]), map_location="cpu", weights_only=True)
-        if old:
-            content, tensors = upgrade.state(content), upgrade.tensors(tensors)
-        content, tensors = state.check_json(model, content), state.check_tensors(model, tensors)
+        if manifest["format"] != FORMAT:
+            content, tensors = upgrade.upgrade(content, tensors)
+        content, tensors = state.json_schema(model)("state", content), state.tensors_schema(model)("tensors", tensors)
         rows = replay.n_rows(buffer, content["buffer"]["pos"], content["buffer"]["full"])
         replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=False)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a file can be made to say: none of it has reached the model
         raise _damaged(path, error) from error
-    named = [each[0]["now"]["task"] if each else None for each in (content["environments"], environments.read(env))]
-    tasks = [f"task is {named[1]}, was {named[0]}"] if None not in named and named[0] != named[1] else []
-    why = _begin_episodes(model, content, tensors["last"])
+    why = _begin_episodes(model, content)
     try:
         replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=True)
     except (ValueError, OSError) as error:  # removed since it was checked: the next checkpoint is there
         raise _damaged(path, error) from error
     state.apply(model, content, tensors)
-    if not content["boundary"] or (why and content["seeds"] is None):
+    if why and content["seeds"] is None:
         replay.truncate_open_episodes(buffer)
     content["random"]()
     runs[model] = _Run(manifest["run"], content["callbacks"])
-    changed = _differences(content["options"], state.options(model)) + tasks
+    changed = _differences(content["options"], state.options(model))
     if changed:
         warnings.warn(f"The training continues with other options than before: {'; '.join(changed)}.", stacklevel=4)
     return Resumed(model.num_timesteps, (*why, *changed, *_differences(content["machine"], state.machine(model))))
@@ -219,52 +216,42 @@ def _damaged(path: pathlib.Path, error: Exception) -> CheckpointError:
 
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
     """:return: what is in both and differs"""
-    return [f"{name} is {own[name]}, was {saved[name]}" for name in own if name in saved and saved[name] != own[name]]
+    return [f"{name} is {own[name]}, was {saved[name]}" for name in own if saved.get(name, own[name]) != own[name]]
 
 
-def _begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any], last: Any) -> list[str]:
+def _begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> list[str]:
     """
-    Reset the environments, where possible to where they were. This is the only thing that can fail once a checkpoint has been
-    checked, and nothing of the model has been changed if it does.
+    Reset the environments, where possible to where they were. Beside the system nothing else can fail once a checkpoint has
+    been checked, and nothing of the model has been changed if this does.
 
     :param model: whose statistics of observations are restored here
     :param content: of state.json
-    :param last: the observations that were to be acted on
     :return: why the environments are not where they were
     :raises CheckpointError: if an environment cannot be reset
     """
     env, normalize = model.env, model.get_vec_normalize_env()
     assert env is not None
-    before, training = environments.moments(normalize), normalize is not None and normalize.training
-    seeds = [] if content["seeds"] is None else list(content["seeds"])
+    old = normalize and (copy.deepcopy((normalize.obs_rms, normalize.ret_rms)), normalize.training)
+    model._last_obs = None  # of an episode that ends here
     try:
         if normalize is not None:
             # What is observed at the reset has been counted before
-            normalize.training = False
             environments.set_moments(normalize, content["VecNormalize"])
-        if seeds:  # nothing has begun yet
-            env.unwrapped._seeds = seeds
-            model._last_obs = None
+            normalize.training = False
+        if content["seeds"] is not None:  # nothing has begun yet
+            env.unwrapped._seeds = list(content["seeds"])
             return []
         observations, why = environments.begin_episodes(env, content["environments"], content["boundary"])
     except Exception as error:
-        if normalize is not None and before is not None:
-            environments.set_moments(normalize, before)
-        model._last_obs = None  # of an episode that has ended
+        if normalize is not None:
+            normalize.obs_rms, normalize.ret_rms = old[0]  # type: ignore[index]  # was stored
         raise CheckpointError(f"The environments could not be reset ({error}): the model is as before.") from error
     finally:
         if normalize is not None:
-            normalize.training = training
+            normalize.training = old[1]  # type: ignore[index]  # was stored
     model._last_obs = observations
     model._last_original_obs = None if normalize is None else normalize.get_original_obs()  # type: ignore[assignment]
     model._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
-    if not why and not _equal(last, observations):
+    if not why and content["observations"] != state.digest(observations):
         why.append("reset() has given other observations")
     return why
-
-
-def _equal(saved: Any, observations: Any) -> bool:
-    """:return: whether tensors from the file are the observations"""
-    if isinstance(observations, dict):
-        return isinstance(saved, dict) and all(_equal(saved.get(key), each) for key, each in observations.items())
-    return isinstance(saved, th.Tensor) and np.array_equal(saved.detach().numpy(), observations)
