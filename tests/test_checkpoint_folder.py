@@ -1,19 +1,14 @@
 """What lies in a folder of checkpoints: other programs' files, other trainings, leftovers, damage, small limits."""
 
 import errno
-import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch as th
 
 from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from sb3_softvalue.checkpoint import folder as folder_module
@@ -213,7 +208,7 @@ class TestDamage:
         model = make()
         grow(model, tmp_path, 2)
         (checkpoints(tmp_path)[1] / "state.json").write_text("{}")
-        with pytest.raises(CheckpointError, match="is damaged .*; the one before it is .*checkpoint-000000"):
+        with pytest.raises(CheckpointError, match=r"is damaged .*; the one before it is .*checkpoint-000000"):
             load_checkpoint(make(), tmp_path)
 
 

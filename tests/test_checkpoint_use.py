@@ -283,7 +283,7 @@ def test_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr("sb3_softvalue.checkpoint.folder.fcntl.lockf", none)
     before = n_open()
-    with pytest.warns(UserWarning, match=r"is on a file system without locks \(No locks available\): make sure that no other"):
+    with pytest.warns(UserWarning, match=r"has no locks of files \(No locks available\): make sure that no other"):
         make().learn(60, callback=ResumableCheckpoint(tmp_path, 30))
     assert len(checkpoints(tmp_path)) == 2 and n_open() == before
 

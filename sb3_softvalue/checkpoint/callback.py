@@ -1,15 +1,14 @@
 """The callback that writes checkpoints while a training continues."""
 
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_softvalue.checkpoint import environments
 from sb3_softvalue.checkpoint.folder import claim, has_checkpoint, release, writing
-from sb3_softvalue.checkpoint.learning import Learning
+from sb3_softvalue.checkpoint.learning import Learning, callbacks_of
 from sb3_softvalue.checkpoint.replay import at_episode_boundary
 from sb3_softvalue.checkpoint.save_load import KEEP, check_owner, check_storable, load_checkpoint, runs, save_checkpoint
 from sb3_softvalue.checkpoint.schema import to_builtin
@@ -22,9 +21,9 @@ class ResumableCheckpoint(BaseCallback):
     SIGTERM of a scheduler; a second one interrupts at once). For SACV, and SB3's SAC, TD3, DDPG and TQC.
 
     ``model.learn(total, callback=ResumableCheckpoint(folder, resume=True))`` begins a training of ``total`` steps or continues
-    it, whichever it is. A checkpoint that is written as an episode begins is resumed bit for bit on a CPU; one in the middle of
-    an episode begins the next one. That is why it waits for the end of an episode, but not for longer than another
-    ``save_freq``. Numbers of other callbacks that have changed, such as the best mean reward of ``EvalCallback``, continue too.
+    it. A checkpoint that is written as an episode begins is resumed bit for bit on a CPU; one in the middle of an episode
+    begins the next one. That is why it waits for the end of an episode, but not for longer than another ``save_freq``. What
+    other callbacks count continues too, such as the best mean reward of ``EvalCallback``.
 
     :param folder: of the run
     :param save_freq: steps of the model between two checkpoints; as the child of an event it writes at each event instead
@@ -74,7 +73,7 @@ class ResumableCheckpoint(BaseCallback):
                 print(f"Continuing from {resumed} in {self.folder}")
         elif not self.overwrite:
             check_owner(self.model, self.folder)
-        Learning.of(self.model).callbacks.append(self)
+        Learning.of(self.model).savers.append(self)
 
     def begin(self, root: BaseCallback) -> None:
         """
@@ -103,7 +102,10 @@ class ResumableCheckpoint(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        Learning.of(self.model).end_unless_begun()
+        # Where nothing was left to learn there was no rollout, and so no beginning
+        learning = Learning.of(self.model)
+        if not learning.has_begun:
+            learning.end()
 
     def save_if_due(self, now: bool) -> None:
         """
@@ -114,8 +116,8 @@ class ResumableCheckpoint(BaseCallback):
         steps = self.model.num_timesteps
         due_at = self._asked_at if isinstance(self.parent, EventCallback) else self._saved_at + self.save_freq
         due = due_at is not None and steps >= due_at
-        if due and self.at_episode_end and steps < due_at + self.save_freq:  # type: ignore[operator]  # is not None
-            due = at_episode_boundary(self.model.replay_buffer)  # type: ignore[arg-type]  # was checked to be there
+        if due_at is not None and due and self.at_episode_end and steps < due_at + self.save_freq:
+            due = at_episode_boundary(self.model.replay_buffer)  # type: ignore[arg-type]  # is there
         if due or (now and steps > self._saved_at):
             others = [
                 {"class": type(each).__name__, "values": {n: v for n, v in _numbers_of(each).items() if v != was.get(n, v)}}
@@ -125,16 +127,6 @@ class ResumableCheckpoint(BaseCallback):
             self._saved_at, self._asked_at = steps, None
             if self.verbose >= 1:
                 print(f"Checkpoint at step {steps} in {self.folder}")
-
-
-def callbacks_of(root: BaseCallback) -> Iterator[BaseCallback]:
-    """:return: a callback and all that it calls"""
-    yield root
-    children = list(root.callbacks) if isinstance(root, CallbackList) else []
-    children += [getattr(root, name, None) for name in ("callback", "callback_on_new_best")]
-    for child in children:
-        if isinstance(child, BaseCallback):
-            yield from callbacks_of(child)
 
 
 def _numbers_of(callback: BaseCallback) -> dict[str, Any]:

@@ -97,12 +97,13 @@ class _Recorder:
     """
 
     def __init__(self, env: Any):
-        self._env, self._reset, self._before = env, env.reset, None
+        self._env, self._reset = env, env.reset
+        self._before: dict[str, Any] | None = None
         env.reset, env.checkpoint_read, env.checkpoint_restore = self.reset, self.read, functools.partial(_restore, env)
 
     def reset(self, **kwargs: Any) -> Any:
         """As the environment's own. One that is given a seed begins from somewhere else."""
-        self._before: Any = _read(self._env) if all(value is None for value in kwargs.values()) else None
+        self._before = _read(self._env) if all(value is None for value in kwargs.values()) else None
         return self._reset(**kwargs)
 
     def read(self) -> dict[str, Any]:
@@ -139,9 +140,9 @@ def read(venv: VecEnv) -> list[dict[str, Any]] | None:
         return None
 
 
-def task(venv: VecEnv | None) -> str | None:
+def task(venv: VecEnv) -> str | None:
     """:return: the name of the first environment, if it has one"""
-    states = read(venv) if venv is not None else None
+    states = read(venv)
     return states[0]["now"]["task"] if states else None
 
 

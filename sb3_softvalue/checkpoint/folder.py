@@ -55,7 +55,7 @@ def _named(folder: pathlib.Path) -> list[pathlib.Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise CheckpointError(f"The folder {str(folder):.200} cannot be read ({error.strerror}): choose another.") from error
+        raise CheckpointError(f"The folder {folder!s:.200} cannot be read ({error.strerror}): choose another.") from error
     return [folder / name for name in sorted(names, key=lambda name: int(name.partition("-")[2]))]
 
 
@@ -83,7 +83,7 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"The checkpoint could not be written to {str(folder):.200} ({error.strerror or error}): make room or choose "
+            f"The checkpoint could not be written to {folder!s:.200} ({error.strerror or error}): make room or choose "
             "another folder; older checkpoints there are whole."
         ) from error
 
@@ -125,7 +125,7 @@ def _lock(path: pathlib.Path) -> int:
     except OSError as error:
         os.close(descriptor)
         warnings.warn(
-            f"{path.parent} is on a file system without locks ({error.strerror}): make sure that no other process writes there.",
+            f"{path.parent} has no locks of files ({error.strerror}): make sure that no other process writes there.",
             stacklevel=2,
         )
         return -1
@@ -288,7 +288,7 @@ def newest(folder: pathlib.Path) -> pathlib.Path:
     """
     found = [folder] if is_checkpoint(folder) else checkpoints(folder)
     if not found:
-        raise CheckpointError(f"There is no checkpoint in {str(folder):.200}: save one with save_checkpoint.")
+        raise CheckpointError(f"There is no checkpoint in {folder!s:.200}: save one with save_checkpoint.")
     return found[-1]
 
 

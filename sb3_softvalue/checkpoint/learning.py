@@ -9,28 +9,49 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn
 
 from sb3_softvalue.checkpoint import environments
 
-if TYPE_CHECKING:
-    from sb3_softvalue.checkpoint.callback import ResumableCheckpoint
-
-# Seconds after a signal: until then the rollout may end by itself, and the gradient step after the rollout
+# Seconds after a signal: until then a rollout may end by itself, and then a gradient step
 ROLLOUT_ENDS, STEP_ENDS, RETRY = 2.0, 3.0, 0.01
-# For a signal that comes to the processes of the environments first
+# Seconds in which a signal comes that the processes of the environments have had already
 _SIGNAL_COMES = 0.3
 
 
 class Stop(BaseException):
     """Ends a rollout or ``train()`` that takes too long after a signal."""
+
+
+class Saver(Protocol):
+    """What ``Learning`` needs to know of a ``ResumableCheckpoint``."""
+
+    folder: Any
+
+    def begin(self, root: BaseCallback) -> None:
+        """Claim the folder."""
+
+    def save_if_due(self, now: bool) -> None:
+        """Save, whatever is due or everything."""
+
+    def end(self) -> None:
+        """Let others have the folder."""
+
+
+def callbacks_of(root: Any) -> Iterator[Any]:
+    """:return: a callback and all that it calls"""
+    yield root
+    children = list(root.callbacks) if isinstance(root, CallbackList) else []
+    for child in (*children, getattr(root, "callback", None), getattr(root, "callback_on_new_best", None)):
+        if isinstance(child, BaseCallback):
+            yield from callbacks_of(child)
 
 
 class Learning:
@@ -41,12 +62,10 @@ class Learning:
     """
 
     def __init__(self, model: OffPolicyAlgorithm):
-        self.model = model
-        self.callbacks: list[ResumableCheckpoint] = []
-        self._class = type(model)
+        self.model, self.savers = model, list[Saver]()
+        self._class: Any = type(model)
         self._root: BaseCallback | None = None
         self._handlers: dict[int, Any] = {}
-        # When the signal came
         self._interrupted_at: float | None = None
         self._told = self._is_late = False
         self._timer: threading.Timer | None = None
@@ -70,9 +89,7 @@ class Learning:
 
             def train(self, *args: Any, **kwargs: Any) -> None:
                 update = functools.partial(super().train, *args, **kwargs)
-                if self is not learning.model:
-                    return update()
-                learning.guarded(update)
+                return learning.guarded(update) if self is learning.model else update()
 
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(Learner, name, getattr(base, name))
@@ -86,10 +103,9 @@ class Learning:
         :param collect: SB3's own
         :return: what it returned, or that the training is to stop
         """
-        stop = RolloutReturn(0, 0, continue_training=False)
         if root is not self._root:
             self._begin(root)
-        return self.guarded(lambda: stop if self._save() else collect()) or stop
+        return self.guarded(lambda: None if self._save() else collect()) or RolloutReturn(0, 0, continue_training=False)
 
     def guarded(self, call: Callable[[], Any]) -> Any:
         """
@@ -107,75 +123,67 @@ class Learning:
         except BaseException:
             self.end()
             raise
-        finally:
-            environments.abandon(self.model.env)  # type: ignore[arg-type]  # was checked to be there
-        return None
+        environments.abandon(self.model.env)  # type: ignore[arg-type]  # is there
 
     def _save(self) -> bool:
         """:return: whether the training was interrupted, and everything is saved"""
         self._tell()
-        for callback in self.callbacks:
-            callback.save_if_due(now=self._interrupted_at is not None)
+        for saver in self.savers:
+            saver.save_if_due(now=self._interrupted_at is not None)
         return self._interrupted_at is not None
 
     def _begin(self, root: BaseCallback) -> None:
         """:param root: of the callbacks of a new call of ``learn()``"""
-        from sb3_softvalue.checkpoint.callback import callbacks_of
-
-        called = [each for each in self.callbacks if each in list(callbacks_of(root))]
-        if self._root is not None or not called:  # another one has ended without a word
-            self.end()
-            if not called:
-                return
-            model_class = self._subclass()
-            self.model.__class__ = model_class
-        self.callbacks = []
+        called = [saver for saver in self.savers if saver in list(callbacks_of(root))]
+        self.end()  # one that has ended without a word
+        if not called:
+            return
+        self.model.__class__ = self._subclass()
         self._root, self._interrupted_at, self._told, self._is_late = root, None, False, False
         try:
-            for callback in called:
-                callback.begin(root)
-                self.callbacks.append(callback)
+            for saver in called:
+                saver.begin(root)
+                self.savers.append(saver)
         except BaseException:
             self.end()
             raise
-        on_training_end = root.on_training_end
-
-        def ended() -> None:
-            del root.on_training_end
-            try:
-                on_training_end()
-                for callback in self.callbacks:
-                    callback.save_if_due(now=True)
-            finally:
-                self.end()
-
-        root.on_training_end = ended  # type: ignore[method-assign]  # for this call of learn()
+        root.on_training_end = functools.partial(self._ended, root.on_training_end)  # type: ignore[method-assign]  # until then
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 # One that was set outside of Python could not be set again; one that is ignored stays so
                 if signal.getsignal(number) not in (None, signal.SIG_IGN):
                     self._handlers[number] = signal.signal(number, self._interrupt)
 
-    def end_unless_begun(self) -> None:
-        """``learn()`` had nothing to do."""
-        if self._root is None:
+    def _ended(self, on_training_end: Callable[[], None]) -> None:
+        try:
+            on_training_end()
+            for saver in self.savers:
+                saver.save_if_due(now=True)
+        finally:
             self.end()
 
     def end(self) -> None:
         """The training is over, however it ended."""
-        callbacks, self.callbacks = self.callbacks, []
-        for callback in callbacks:
-            if self._root is not None:
-                callback.end()
+        savers, self.savers = self.savers, []
+        if self._root is not None:
+            for saver in savers:
+                saver.end()
+            vars(self._root).pop("on_training_end", None)
+            self._root = None
+        self._restore_handlers()
+        self.model.__class__ = self._class
+
+    @property
+    def has_begun(self) -> bool:
+        """:return: whether there was a rollout"""
+        return self._root is not None
+
+    def _restore_handlers(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._handlers, self._timer = {}, None
-        if self._root is not None:
-            vars(self._root).pop("on_training_end", None)
-        self._root = None
-        self.model.__class__ = self._class
+        self._handlers = {}
 
     def _is_interrupt(self, error: BaseException) -> bool:
         """:return: whether an exception is what a signal has made of the training, to its environments' processes perhaps"""
@@ -191,7 +199,7 @@ class Learning:
         """
         if self._interrupted_at is not None and not self._told:
             self._told = True
-            folders = " and ".join(str(callback.folder) for callback in self.callbacks)
+            folders = " and ".join(str(saver.folder) for saver in self.savers)
             with contextlib.suppress(OSError, ValueError):
                 print(
                     f"Interrupted: a checkpoint is written to {folders} and the training stops. Once more interrupts at once."
@@ -206,11 +214,7 @@ class Learning:
             self._interrupted_at = time.monotonic()
             self._look_after(number, ROLLOUT_ENDS)
         else:
-            if self._timer is not None:
-                self._timer.cancel()
-            for each, handler in self._handlers.items():
-                signal.signal(each, handler)
-            self._handlers = {}
+            self._restore_handlers()
             signal.raise_signal(number)
 
     def _look_after(self, number: int, seconds: float) -> None:
@@ -226,31 +230,28 @@ class Learning:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """
-        End the rollout or ``train()``, but not within a write to the replay buffer or an optimizer's step.
+        End the rollout or ``train()``, but not within a write to the replay buffer or the disk or an optimizer's step.
 
         :param number: of the signal
         :param frame: where it came
         """
-        buffer, doing = self.model.replay_buffer, ""
-        while frame is not None:
+        buffer: Any = self.model.replay_buffer
+        within, waited = "", time.monotonic() - (self._interrupted_at or 0.0)
+        while frame is not None and not within:
             owner, name = frame.f_locals.get("self"), frame.f_code.co_name
             if (owner is buffer and name == "add") or isinstance(owner, th.optim.Optimizer) or name == "save_if_due":
-                doing = "writes"
-                break
-            if owner is self.model and name in ("train", "collect_rollouts"):
-                doing = name
-                break
+                within = "writing"
+            elif owner is self.model and name in ("train", "collect_rollouts"):
+                within = name
             frame = frame.f_back
-        assert self._interrupted_at is not None
-        waited = time.monotonic() - self._interrupted_at
-        if doing == "collect_rollouts" or (doing == "train" and waited > STEP_ENDS):
+        if within == "collect_rollouts" or (within == "train" and waited > STEP_ENDS):
             vars(buffer).pop("sample", None)
             raise Stop
-        if doing == "train" and "sample" not in vars(buffer):
+        if within == "train" and "sample" not in vars(buffer):
             # A gradient step begins with its batch: between two of them nothing is half done
             def sample(*args: Any, **kwargs: Any) -> Any:
-                del buffer.sample  # type: ignore[union-attr]
+                del buffer.sample
                 raise Stop
 
-            buffer.sample = sample  # type: ignore[union-attr, method-assign]  # until the next gradient step
-        self._look_after(number, max(RETRY, STEP_ENDS - waited + RETRY) if doing == "train" else RETRY)
+            buffer.sample = sample
+        self._look_after(number, max(RETRY, STEP_ENDS - waited + RETRY) if within == "train" else RETRY)

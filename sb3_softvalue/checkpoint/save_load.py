@@ -20,7 +20,6 @@ from sb3_softvalue.checkpoint.folder import (
     checkpoints,
     claim,
     commit,
-    is_checkpoint,
     newest,
     read_files,
     read_manifest,
@@ -250,7 +249,7 @@ def _begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> list[
         if normalize is not None:
             normalize.training = old[1]  # type: ignore[index]  # was stored
     model._last_obs = observations
-    model._last_original_obs = None if normalize is None else normalize.get_original_obs()  # type: ignore[assignment]
+    model._last_original_obs = None if normalize is None else normalize.get_original_obs()
     model._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
     if not why and content["observations"] != state.digest(observations):
         why.append("reset() has given other observations")

@@ -84,7 +84,11 @@ def tensor_like(own: th.Tensor) -> Check:
     """:return: a check for finite tensors of the type and shape of one; what comes out shares no memory with what came in"""
 
     def check(name: str, value: Any) -> th.Tensor:
-        if not isinstance(value, th.Tensor) or value.layout != th.strided or (value.shape, value.dtype) != (own.shape, own.dtype):
+        if (
+            not isinstance(value, th.Tensor)
+            or value.layout != th.strided
+            or (value.shape, value.dtype) != (own.shape, own.dtype)
+        ):
             raise ValueError(f"{name} is no tensor of {own.dtype} and shape {list(own.shape)}")
         copy = th.empty(own.shape, dtype=own.dtype).copy_(value.detach())
         if not th.isfinite(copy).all() or (name.endswith(_NOT_NEGATIVE) and (copy < 0).any()):
@@ -176,7 +180,13 @@ def set_random_state(name: str, state: Any) -> Callable[[], None]:
     python = (version, tuple(internal), optional(number())(name, gauss))
     random.Random().setstate(python)
     kind, keys, position, has_gauss, cached = state["numpy"]
-    legacy = (kind, np.array(keys, np.uint32), whole(0, 624)(name, position), whole(0, 1)(name, has_gauss), number()(name, cached))
+    legacy = (
+        kind,
+        np.array(keys, np.uint32),
+        whole(0, 624)(name, position),
+        whole(0, 1)(name, has_gauss),
+        number()(name, cached),
+    )
     np.random.RandomState().set_state(legacy)
     tensors = [th.tensor(sequence(whole(0, 255))(name, each), dtype=th.uint8) for each in (state["torch"], *state["cuda"])]
     th.Generator().set_state(tensors[0])

@@ -140,14 +140,15 @@ def check_facts(saved: dict[str, Any], own: dict[str, Any]) -> None:
 def options(model: OffPolicyAlgorithm) -> dict[str, Any]:
     """:return: what may be different in the model that continues, which is told: numbers and strings, not functions"""
     parts = {"": model, "replay buffer's ": model.replay_buffer, "noise's ": _base_noise(model)}
-    parts["VecNormalize's "] = model.get_vec_normalize_env()  # type: ignore[assignment]  # of any class
+    parts["VecNormalize's "] = model.get_vec_normalize_env()
     arguments = {
         prefix + name: getattr(part, name, getattr(part, f"_{name}", None))
         for prefix, part in parts.items()
         for name in (inspect.signature(type(part)).parameters if part is not None else ())
         if name not in _FREE_ARGUMENTS
     }
-    return _plain(arguments | {"task": environments.task(model.env)})
+    task = environments.task(model.env)  # type: ignore[arg-type]  # is there
+    return _plain(arguments | ({"task": task} if task else {}))
 
 
 def machine(model: OffPolicyAlgorithm) -> dict[str, Any]:

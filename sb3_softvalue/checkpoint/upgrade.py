@@ -29,8 +29,10 @@ def upgrade(content: dict[str, Any], tensors: dict[str, Any]) -> tuple[dict[str,
     content, tensors = dict(content), dict(tensors)
     before = content.pop("before episodes") or [None] * len(content["environments"] or ())
     content["environments"] = [
-        {key: each and {"np_random": each, "layers": [], "unknown": ["an environment of format 1"], "task": None}
-         for key, each in {"now": now, "before": then}.items()}
+        {
+            key: each and {"np_random": each, "layers": [], "unknown": ["an environment of format 1"], "task": None}
+            for key, each in {"now": now, "before": then}.items()
+        }
         for now, then in zip(content["environments"] or (), before, strict=True)
     ] or None
     for name in ("_total_timesteps", "_num_timesteps_at_start"):
@@ -46,6 +48,8 @@ def upgrade(content: dict[str, Any], tensors: dict[str, Any]) -> tuple[dict[str,
     content["noise"] = {str(i): pack(np.array(each)) for i, each in enumerate(noises)} if noises[0] is not None else None
     content |= {"boundary": None not in before, "callbacks": [], "options": {}, "machine": {}}
     content["observations"] = state.digest(last)
-    parameters = {key: {"state": each["state"]} if "param_groups" in each else each for key, each in tensors["parameters"].items()}
+    parameters = {
+        key: {"state": each["state"]} if "param_groups" in each else each for key, each in tensors["parameters"].items()
+    }
     del tensors["sde"]
     return content, tensors | {"parameters": parameters}
