@@ -69,9 +69,10 @@ def child(algorithm: str, run: Path) -> None:
     checkpoint = ResumableCheckpoint(run, 100, resume=True)
     save = checkpoint.save_if_due
 
-    def marked(now: bool) -> None:
-        save(now)
+    def marked(now: bool) -> float:
+        due_at = save(now)
         (run / "writing").unlink(missing_ok=True)
+        return due_at
 
     checkpoint.save_if_due = marked  # type: ignore[method-assign]  # to slow it down
     model.learn(TOTAL, callback=[checkpoint, Slowly()])

@@ -1,5 +1,6 @@
 """The callback that writes checkpoints while a training continues."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -59,8 +60,8 @@ class ResumableCheckpoint(BaseCallback):
         self.save_freq, self.keep, self.at_episode_end = save_freq, keep, at_episode_end
         self.resume, self.overwrite = resume, overwrite
         self._saved_at = 0
-        # The step at which an event asked for a checkpoint
-        self._asked_at: int | None = None
+        # The step from which on it waits for the end of an episode; infinite until an event asks for a checkpoint
+        self._due_at = math.inf
         # The other callbacks, and their numbers as they were constructed
         self._others: list[tuple[BaseCallback, dict[str, Any]]] = []
 
@@ -84,7 +85,7 @@ class ResumableCheckpoint(BaseCallback):
         with writing(self.folder):
             claim(self.folder)
         environments.read(self.training_env)  # from here on their states before each reset are known
-        self._saved_at, self._asked_at = self.model.num_timesteps, None
+        self._wait()
         self._others = [(each, _numbers_of(each)) for each in callbacks_of(root) if not isinstance(each, ResumableCheckpoint)]
         saved = runs[self.model].callbacks if self.model in runs else []
         for (each, own), entry in zip(self._others, saved, strict=False):
@@ -97,26 +98,26 @@ class ResumableCheckpoint(BaseCallback):
         release(self.folder)
 
     def _on_step(self) -> bool:
-        if isinstance(self.parent, EventCallback) and self._asked_at is None:
-            self._asked_at = self.model.num_timesteps
+        if self._due_at == math.inf:  # an event asks for it
+            self._due_at, Learning.of(self.model).next_at = self.model.num_timesteps, 0
         return True
 
     def _on_training_end(self) -> None:
         # Where nothing was left to learn there was no rollout, and so no beginning
         learning = Learning.of(self.model)
-        if not learning.has_begun:
+        if learning.root is None:
             learning.end()
 
-    def save_if_due(self, now: bool) -> None:
+    def save_if_due(self, now: bool) -> float:
         """
         Called where the training is consistent, between ``train()`` and ``collect_rollouts()``.
 
         :param now: whether to save whatever has come since the last checkpoint
+        :return: the step at which the next one is due
         """
         steps = self.model.num_timesteps
-        due_at = self._asked_at if isinstance(self.parent, EventCallback) else self._saved_at + self.save_freq
-        due = due_at is not None and steps >= due_at
-        if due_at is not None and due and self.at_episode_end and steps < due_at + self.save_freq:
+        due = steps >= self._due_at
+        if due and self.at_episode_end and steps < self._due_at + self.save_freq:
             due = at_episode_boundary(self.model.replay_buffer)  # type: ignore[arg-type]  # is there
         if due or (now and steps > self._saved_at):
             others = [
@@ -124,9 +125,15 @@ class ResumableCheckpoint(BaseCallback):
                 for each, was in self._others
             ]
             save_checkpoint(self.model, self.folder, self.keep, overwrite=self.overwrite, callbacks=others)
-            self._saved_at, self._asked_at = steps, None
+            self._wait()
             if self.verbose >= 1:
                 print(f"Checkpoint at step {steps} in {self.folder}")
+        return self._due_at
+
+    def _wait(self) -> None:
+        """Everything up to here is saved."""
+        self._saved_at = self.model.num_timesteps
+        self._due_at = math.inf if isinstance(self.parent, EventCallback) else self._saved_at + self.save_freq
 
 
 def _numbers_of(callback: BaseCallback) -> dict[str, Any]:

@@ -6,6 +6,7 @@ For as long as ``learn()`` runs, the model is of a subclass whose ``collect_roll
 
 import contextlib
 import functools
+import math
 import signal
 import threading
 import time
@@ -38,8 +39,8 @@ class Saver(Protocol):
     def begin(self, root: BaseCallback) -> None:
         """Claim the folder."""
 
-    def save_if_due(self, now: bool) -> None:
-        """Save, whatever is due or everything."""
+    def save_if_due(self, now: bool) -> float:
+        """Save, what is due or everything; gives the step at which it is due next."""
 
     def end(self) -> None:
         """Let others have the folder."""
@@ -64,7 +65,9 @@ class Learning:
     def __init__(self, model: OffPolicyAlgorithm):
         self.model, self.savers = model, list[Saver]()
         self._class: Any = type(model)
-        self._root: BaseCallback | None = None
+        self.root: BaseCallback | None = None
+        # The step before which there is nothing to be done
+        self.next_at = 0.0
         self._handlers: dict[int, Any] = {}
         self._interrupted_at: float | None = None
         self._told = self._is_late = False
@@ -84,53 +87,58 @@ class Learning:
             _learning_of_checkpoints = learning
 
             def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
-                collect = functools.partial(super().collect_rollouts, env, callback, *args, **kwargs)
-                return learning.rollout(callback, collect) if self is learning.model else collect()
+                stop = RolloutReturn(0, 0, continue_training=False)
+                try:
+                    # Between two checkpoints this is all that a rollout costs
+                    if self is learning.model and (callback is not learning.root or self.num_timesteps >= learning.next_at):
+                        if learning.look(callback):
+                            return stop
+                    return base.collect_rollouts(self, env, callback, *args, **kwargs)
+                except BaseException as error:
+                    if not learning.has_stopped(error):
+                        raise
+                return stop
 
             def train(self, *args: Any, **kwargs: Any) -> None:
-                update = functools.partial(super().train, *args, **kwargs)
-                return learning.guarded(update) if self is learning.model else update()
+                try:
+                    base.train(self, *args, **kwargs)
+                except BaseException as error:
+                    if not learning.has_stopped(error):
+                        raise
 
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(Learner, name, getattr(base, name))
         return Learner
 
-    def rollout(self, root: BaseCallback, collect: Callable[[], RolloutReturn]) -> RolloutReturn:
+    def look(self, root: BaseCallback) -> bool:
         """
-        Save what is due, then collect.
+        Save what is due, between ``train()`` and ``collect_rollouts()``, where the training is consistent.
 
         :param root: of all callbacks
-        :param collect: SB3's own
-        :return: what it returned, or that the training is to stop
+        :return: whether the training was interrupted, and everything is saved
         """
-        if root is not self._root:
+        if root is not self.root:
             self._begin(root)
-        return self.guarded(lambda: None if self._save() else collect()) or RolloutReturn(0, 0, continue_training=False)
+        self._tell()
+        now = self._interrupted_at is not None
+        self.next_at = min((saver.save_if_due(now) for saver in self.savers), default=math.inf)
+        return now
 
-    def guarded(self, call: Callable[[], Any]) -> Any:
+    def has_stopped(self, error: BaseException) -> bool:
         """
-        :param call: during which an exception may end the training
-        :return: what it returned; None if it was ended by an interrupt, and saved
+        :param error: that has ended a rollout or ``train()``
+        :return: whether that was the interrupt, and everything is saved; the training is over otherwise
         """
         try:
-            return call()
-        except BaseException as error:
-            if not self._is_interrupt(error):
-                self.end()
-                raise
-        try:
-            self._save()
+            if self._is_interrupt(error) and self.root is not None:
+                self.look(self.root)
+                environments.abandon(self.model.env)  # type: ignore[arg-type]  # is there
+                return True
         except BaseException:
             self.end()
             raise
-        environments.abandon(self.model.env)  # type: ignore[arg-type]  # is there
-
-    def _save(self) -> bool:
-        """:return: whether the training was interrupted, and everything is saved"""
-        self._tell()
-        for saver in self.savers:
-            saver.save_if_due(now=self._interrupted_at is not None)
-        return self._interrupted_at is not None
+        self.end()
+        return False
 
     def _begin(self, root: BaseCallback) -> None:
         """:param root: of the callbacks of a new call of ``learn()``"""
@@ -139,7 +147,7 @@ class Learning:
         if not called:
             return
         self.model.__class__ = self._subclass()
-        self._root, self._interrupted_at, self._told, self._is_late = root, None, False, False
+        self.root, self._interrupted_at, self._told, self._is_late = root, None, False, False
         try:
             for saver in called:
                 saver.begin(root)
@@ -165,18 +173,13 @@ class Learning:
     def end(self) -> None:
         """The training is over, however it ended."""
         savers, self.savers = self.savers, []
-        if self._root is not None:
+        if self.root is not None:
             for saver in savers:
                 saver.end()
-            vars(self._root).pop("on_training_end", None)
-            self._root = None
+            vars(self.root).pop("on_training_end", None)
+            self.root = None
         self._restore_handlers()
         self.model.__class__ = self._class
-
-    @property
-    def has_begun(self) -> bool:
-        """:return: whether there was a rollout"""
-        return self._root is not None
 
     def _restore_handlers(self) -> None:
         if self._timer is not None:
@@ -211,7 +214,7 @@ class Learning:
             self._is_late = False
             self._stop(number, frame)
         elif self._interrupted_at is None:
-            self._interrupted_at = time.monotonic()
+            self._interrupted_at, self.next_at = time.monotonic(), 0.0
             self._look_after(number, ROLLOUT_ENDS)
         else:
             self._restore_handlers()
