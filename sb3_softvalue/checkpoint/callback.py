@@ -1,6 +1,5 @@
 """The callback that writes checkpoints while a training continues."""
 
-import math
 import pathlib
 from typing import Any
 
@@ -14,6 +13,10 @@ from sb3_softvalue.checkpoint.replay import at_episode_boundary
 from sb3_softvalue.checkpoint.save_load import KEEP, check_owner, check_storable, load_checkpoint, runs, save_checkpoint
 from sb3_softvalue.checkpoint.schema import to_builtin
 from sb3_softvalue.checks import check_whole_number
+
+
+# Of a checkpoint that is not due at any step
+INFINITY = float("inf")
 
 
 class ResumableCheckpoint(BaseCallback):
@@ -61,7 +64,7 @@ class ResumableCheckpoint(BaseCallback):
         self.resume, self.overwrite = resume, overwrite
         self._saved_at = 0
         # The step from which on it waits for the end of an episode; infinite until an event asks for a checkpoint
-        self._due_at = math.inf
+        self._due_at = INFINITY
         # The other callbacks, and their numbers as they were constructed
         self._others: list[tuple[BaseCallback, dict[str, Any]]] = []
 
@@ -98,7 +101,7 @@ class ResumableCheckpoint(BaseCallback):
         release(self.folder)
 
     def _on_step(self) -> bool:
-        if self._due_at == math.inf:  # an event asks for it
+        if self._due_at is INFINITY:  # an event asks for it
             self._due_at, Learning.of(self.model).next_at = self.model.num_timesteps, 0
         return True
 
@@ -133,7 +136,7 @@ class ResumableCheckpoint(BaseCallback):
     def _wait(self) -> None:
         """Everything up to here is saved."""
         self._saved_at = self.model.num_timesteps
-        self._due_at = math.inf if isinstance(self.parent, EventCallback) else self._saved_at + self.save_freq
+        self._due_at = INFINITY if isinstance(self.parent, EventCallback) else self._saved_at + self.save_freq
 
 
 def _numbers_of(callback: BaseCallback) -> dict[str, Any]:

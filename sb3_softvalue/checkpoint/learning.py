@@ -86,24 +86,24 @@ class Learning:
         class Learner(base):  # type: ignore[valid-type, misc]  # whatever the model is
             _learning_of_checkpoints = learning
 
+            # Of another model only where this one was copied meanwhile
             def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
-                stop = RolloutReturn(0, 0, continue_training=False)
                 try:
-                    # Between two checkpoints this is all that a rollout costs
-                    if self is learning.model and (callback is not learning.root or self.num_timesteps >= learning.next_at):
-                        if learning.look(callback):
-                            return stop
-                    return base.collect_rollouts(self, env, callback, *args, **kwargs)
+                    # Between two checkpoints this comparison is all that a rollout costs
+                    if self.num_timesteps < learning.next_at and callback is learning.root:
+                        return base.collect_rollouts(self, env, callback, *args, **kwargs)
+                    if self is not learning.model or not learning.look(callback):
+                        return base.collect_rollouts(self, env, callback, *args, **kwargs)
                 except BaseException as error:
-                    if not learning.has_stopped(error):
+                    if self is not learning.model or not learning.has_stopped(error):
                         raise
-                return stop
+                return RolloutReturn(0, 0, continue_training=False)
 
             def train(self, *args: Any, **kwargs: Any) -> None:
                 try:
                     base.train(self, *args, **kwargs)
                 except BaseException as error:
-                    if not learning.has_stopped(error):
+                    if self is not learning.model or not learning.has_stopped(error):
                         raise
 
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
@@ -121,7 +121,8 @@ class Learning:
             self._begin(root)
         self._tell()
         now = self._interrupted_at is not None
-        self.next_at = min((saver.save_if_due(now) for saver in self.savers), default=math.inf)
+        due_at = [saver.save_if_due(now) for saver in self.savers]
+        self.next_at = 0.0 if now else min(due_at, default=math.inf)
         return now
 
     def has_stopped(self, error: BaseException) -> bool:
