@@ -14,7 +14,6 @@ from sb3_softvalue.checkpoint.save_load import KEEP, check_owner, check_storable
 from sb3_softvalue.checkpoint.schema import to_builtin
 from sb3_softvalue.checks import check_whole_number
 
-
 # Of a checkpoint that is not due at any step
 INFINITY = float("inf")
 
@@ -109,6 +108,8 @@ class ResumableCheckpoint(BaseCallback):
         # Where nothing was left to learn there was no rollout, and so no beginning
         learning = Learning.of(self.model)
         if learning.root is None:
+            if self.verbose >= 1:
+                print(f"All {self.model.num_timesteps} steps are done")
             learning.end()
 
     def save_if_due(self, now: bool) -> float:
