@@ -204,6 +204,24 @@ def test_returns_of_vec_normalize_begin_anew(returns, tmp_path):
     assert np.isfinite(other.env.ret_rms.var)
 
 
+@pytest.mark.parametrize("algorithm", [SACV, SAC])
+def test_what_could_not_be_loaded_is_not_written(algorithm, tmp_path):
+    """After a NaN the last good checkpoint stays."""
+    model = make("VecNormalize", algorithm=algorithm).learn(110)
+    save_checkpoint(model, tmp_path)
+    model.env.ret_rms.var = np.float64(np.nan)
+    with pytest.raises(
+        CheckpointError, match=r"could not be continued from here \(state.VecNormalize.returns.var holds numbers"
+    ):
+        save_checkpoint(model, tmp_path)
+    model.env.ret_rms.var = np.float64(1.0)
+    with th.no_grad():
+        next(model.policy.actor.parameters()).fill_(np.nan)
+    with pytest.raises(CheckpointError, match=r"could not be continued from here \(tensors.parameters.policy.actor"):
+        save_checkpoint(model, tmp_path)
+    load_checkpoint(make("VecNormalize", algorithm=algorithm), tmp_path)
+
+
 def test_another_number_of_threads_is_told(tmp_path):
     kill(make(), 200, tmp_path)
     th.set_num_threads(2)

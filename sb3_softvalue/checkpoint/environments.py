@@ -206,12 +206,16 @@ def begin_episodes(venv: VecEnv, saved: list[dict[str, Any]] | None, boundary: b
         why.append("it was written in the middle of an episode")
     elif [each["now"] for each in read(venv) or ()] != [each["now"] for each in saved]:
         why.append("reset() has left an environment in another state")
-    unknown, layer = {name for each in (*saved, *own) for name in each["now"]["unknown"]}, venv
-    while isinstance(layer, VecEnvWrapper):
-        unknown |= set() if type(layer).__module__.startswith("stable_baselines3.") else {type(layer).__name__}
-        layer = layer.venv
-    why += [f"{name} may keep more than get_state() says: give it get_state() and set_state()" for name in sorted(unknown)]
     return observations, why
+
+
+def unknown(venv: VecEnv, saved: list[dict[str, Any]] | None) -> list[str]:
+    """:return: which environments and wrappers may keep what is not stored"""
+    names = {name for each in (*(saved or ()), *(read(venv) or ())) for name in each["now"]["unknown"]}
+    while isinstance(venv, VecEnvWrapper):
+        names |= set() if type(venv).__module__.startswith("stable_baselines3.") else {type(venv).__name__}
+        venv = venv.venv
+    return [f"{name} may keep more than get_state() says: give it get_state() and set_state()" for name in sorted(names)]
 
 
 def _statistics(env: VecNormalize) -> dict[str, Any]:

@@ -180,7 +180,13 @@ class Learning:
             vars(self.root).pop("on_training_end", None)
             self.root = None
         self._restore_handlers()
+        if vars(self.model.replay_buffer).get("sample") is Learning._stop_sampling:
+            del vars(self.model.replay_buffer)["sample"]
         self.model.__class__ = self._class
+
+    @staticmethod
+    def _stop_sampling(*args: Any, **kwargs: Any) -> Any:
+        raise Stop
 
     def _restore_handlers(self) -> None:
         if self._timer is not None:
@@ -226,7 +232,10 @@ class Learning:
 
         def late() -> None:
             self._is_late = True
-            signal.pthread_kill(threading.main_thread().ident, number)  # type: ignore[arg-type]  # it runs
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(threading.main_thread().ident, number)  # type: ignore[arg-type]  # it runs
+            else:  # Windows
+                signal.raise_signal(number)
 
         self._timer = threading.Timer(seconds, late)
         self._timer.daemon = True
@@ -249,13 +258,8 @@ class Learning:
                 within = name
             frame = frame.f_back
         if within == "collect_rollouts" or (within == "train" and waited > STEP_ENDS):
-            vars(buffer).pop("sample", None)
             raise Stop
         if within == "train" and "sample" not in vars(buffer):
             # A gradient step begins with its batch: between two of them nothing is half done
-            def sample(*args: Any, **kwargs: Any) -> Any:
-                del buffer.sample
-                raise Stop
-
-            buffer.sample = sample
+            buffer.sample = self._stop_sampling
         self._look_after(number, max(RETRY, STEP_ENDS - waited + RETRY) if within == "train" else RETRY)

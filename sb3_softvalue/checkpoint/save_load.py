@@ -127,9 +127,15 @@ def save_checkpoint(
             f"The training holds what cannot be stored without pickle ({error}): look at what the environment puts into the "
             "info of an episode (info_keywords of Monitor)."
         ) from error
-    tensors = io.BytesIO()
-    th.save(state.tensors(model), tensors)
-    files = {"state.json": text.encode(), "tensors.pt": tensors.getvalue()}
+    tensors = state.tensors(model)
+    try:  # what would not be loaded is not written, so that the one before stays
+        state.json_schema(model)("state", json.loads(text))
+        state.tensors_schema(model)("tensors", tensors)
+    except ValueError as error:
+        raise CheckpointError(f"The training could not be continued from here ({error}): older checkpoints stay.") from error
+    file = io.BytesIO()
+    th.save(tensors, file)
+    files = {"state.json": text.encode(), "tensors.pt": file.getvalue()}
     with writing(folder):
         claim(folder)
     try:
@@ -239,7 +245,7 @@ def _begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> list[
             normalize.training = False
         if content["seeds"] is not None:  # nothing has begun yet
             env.unwrapped._seeds = list(content["seeds"])
-            return []
+            return environments.unknown(env, content["environments"])
         observations, why = environments.begin_episodes(env, content["environments"], content["boundary"])
     except Exception as error:
         if normalize is not None:
@@ -251,6 +257,7 @@ def _begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> list[
     model._last_obs = observations
     model._last_original_obs = None if normalize is None else normalize.get_original_obs()
     model._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
+    why += environments.unknown(env, content["environments"])
     if not why and content["observations"] != state.digest(observations):
         why.append("reset() has given other observations")
     return why

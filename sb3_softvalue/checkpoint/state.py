@@ -204,8 +204,8 @@ def json_schema(model: OffPolicyAlgorithm) -> Check:
     return record(
         {
             "counters": record(_COUNTERS | {name: check for name, check in _OPTIONAL.items() if hasattr(model, name)}),
-            "episodes": sequence(record({"r": number(), "l": number(0)}, anything)),
-            "successes": sequence(number()),
+            "episodes": sequence(record({"r": numbers, "l": numbers}, anything)),
+            "successes": sequence(numbers),
             "buffer": record({"pos": row, "full": of_type(bool), "episode starts": starts}),
             "VecNormalize": packed_like(statistics) if statistics else no,
             "random": set_random_state,
