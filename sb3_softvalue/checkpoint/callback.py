@@ -96,8 +96,10 @@ class ResumableCheckpoint(BaseCallback):
                     setattr(each, name, float(value) if isinstance(own[name], float) else value)
 
     def end(self) -> None:
-        """Let others have the folder."""
+        """Let others have the folder; what was loaded for other callbacks was for this call of ``learn()``."""
         release(self.folder)
+        if self.model in runs:
+            runs[self.model].callbacks = []
 
     def _on_step(self) -> bool:
         if self._due_at is INFINITY:  # an event asks for it

@@ -7,7 +7,6 @@ stands there, and in no manifest, is ever deleted, by the same process or by the
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -33,14 +32,8 @@ _BLOCK = re.compile(r"[0-9a-f]{64}\.npy")
 _OURS = re.compile(rf"{BLOCKS}/[0-9a-f]{{64}}\.npy|(\.writing|checkpoint-\d{{6,}})/[a-z]+\.[a-z]+")
 
 
-@dataclasses.dataclass
-class _Claim:
-    process: int
-    descriptor: int
-    users: int = 1
-
-
-_claims: dict[str, _Claim] = {}
+# Of each folder that is claimed: the process, its lock and how often it has claimed it
+_claims: dict[str, tuple[int, int, int]] = {}
 
 
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -100,13 +93,15 @@ def claim(folder: pathlib.Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(13, os.strerror(13))
     path, key = folder / ".lock", str(folder.resolve())
-    held = _claims.get(key)
-    if held and held.process == os.getpid() and os.path.exists(path):
-        if held.descriptor < 0 or os.path.samestat(os.fstat(held.descriptor), path.stat()):
-            held.users += 1
-            return
-    users = _drop(key) if held and held.process == os.getpid() else 0  # of a folder that was removed since
-    _claims[key] = _Claim(os.getpid(), _lock(path), users + 1)
+    process, lock, users = _claims.get(key, (0, -1, 0))
+    if process != os.getpid():
+        users = 0
+    elif lock >= 0 and not (path.exists() and os.path.samestat(os.fstat(lock), path.stat())):
+        os.close(lock)  # of a folder that was removed since
+    else:
+        _claims[key] = process, lock, users + 1
+        return
+    _claims[key] = os.getpid(), _lock(path), users + 1
     sweep(folder)
 
 
@@ -132,22 +127,16 @@ def _lock(path: pathlib.Path) -> int:
     return descriptor
 
 
-def _drop(key: str) -> int:
-    """:return: how often the folder was claimed"""
-    held = _claims.pop(key)
-    if held.descriptor >= 0:
-        os.close(held.descriptor)
-    return held.users
-
-
 def release(folder: pathlib.Path) -> None:
     """:param folder: that was claimed, and is free again when all that claimed it have released it"""
     key = str(folder.resolve())
-    held = _claims.get(key)
-    if held and held.process == os.getpid():
-        held.users -= 1
-        if not held.users:
-            _drop(key)
+    process, lock, users = _claims.get(key, (0, -1, 0))
+    if process == os.getpid() and users > 1:
+        _claims[key] = process, lock, users - 1
+    elif process == os.getpid():
+        del _claims[key]
+        if lock >= 0:
+            os.close(lock)
 
 
 def note(folder: pathlib.Path, names: Iterable[str]) -> None:
@@ -263,21 +252,17 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     if type(manifest) is not dict or manifest.get("format") not in FORMATS:
         found = manifest.get("format") if type(manifest) is dict else None
         raise ValueError(f"its format is {found!r:.40} and this version reads {FORMATS}: load it with the one that wrote it")
-    blocks = sequence(_matches(_BLOCK))
-    manifest = record(
-        {"files": record(dict.fromkeys(FILES, of_type(str))), "facts": of_type(dict), "format": of_type(int)}
-        | {"blocks": record({}, blocks), **({"run": of_type(str)} if manifest["format"] == FORMAT else {})}
-    )("manifest", manifest)
-    return {"run": "", **manifest}
 
-
-def _matches(pattern: re.Pattern[str]) -> Any:
-    def check(name: str, value: Any) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
+    def block(name: str, value: Any) -> str:
+        if not _BLOCK.fullmatch(of_type(str)(name, value)):
             raise ValueError(f"{name} is {value!r:.80}")
         return value
 
-    return check
+    manifest = record(
+        {"files": record(dict.fromkeys(FILES, of_type(str))), "facts": of_type(dict), "format": of_type(int)}
+        | {"blocks": record({}, sequence(block)), **({"run": of_type(str)} if manifest["format"] == FORMAT else {})}
+    )("manifest", manifest)
+    return {"run": "", **manifest}
 
 
 def newest(folder: pathlib.Path) -> pathlib.Path:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -20,6 +20,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn
 
 from sb3_softvalue.checkpoint import environments
+
+if TYPE_CHECKING:
+    from sb3_softvalue.checkpoint.callback import ResumableCheckpoint
 
 # Seconds after a signal: until then a rollout may end by itself, and then a gradient step
 ROLLOUT_ENDS, STEP_ENDS, RETRY = 2.0, 3.0, 0.01
@@ -29,21 +32,6 @@ _SIGNAL_COMES = 0.3
 
 class Stop(BaseException):
     """Ends a rollout or ``train()`` that takes too long after a signal."""
-
-
-class Saver(Protocol):
-    """What ``Learning`` needs to know of a ``ResumableCheckpoint``."""
-
-    folder: Any
-
-    def begin(self, root: BaseCallback) -> None:
-        """Claim the folder."""
-
-    def save_if_due(self, now: bool) -> float:
-        """Save, what is due or everything; gives the step at which it is due next."""
-
-    def end(self) -> None:
-        """Let others have the folder."""
 
 
 def callbacks_of(root: Any) -> Iterator[Any]:
@@ -63,7 +51,7 @@ class Learning:
     """
 
     def __init__(self, model: OffPolicyAlgorithm):
-        self.model, self.savers = model, list[Saver]()
+        self.model, self.savers = model, list["ResumableCheckpoint"]()
         self._class: Any = type(model)
         self.root: BaseCallback | None = None
         # The step before which there is nothing to be done
