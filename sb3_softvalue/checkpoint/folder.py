@@ -93,16 +93,20 @@ def claim(folder: pathlib.Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(13, os.strerror(13))
     path, key = folder / ".lock", str(folder.resolve())
-    process, lock, users = _claims.get(key, (0, -1, 0))
+    process, lock, users = _claims.pop(key, (0, -1, 0))
     if process != os.getpid():
         users = 0
-    elif lock >= 0 and not (path.exists() and os.path.samestat(os.fstat(lock), path.stat())):
-        os.close(lock)  # of a folder that was removed since
-    else:
+    elif lock < 0 or (path.exists() and os.path.samestat(os.fstat(lock), path.stat())):
         _claims[key] = process, lock, users + 1
         return
+    else:
+        os.close(lock)  # of a folder that was removed since
     _claims[key] = os.getpid(), _lock(path), users + 1
-    sweep(folder)
+    try:
+        sweep(folder)
+    except BaseException:
+        release(folder)
+        raise
 
 
 def _lock(path: pathlib.Path) -> int:
