@@ -135,6 +135,7 @@ def read_blocks(buffer: ReplayBuffer, folder: pathlib.Path, names: dict[str, lis
             content = path.read_bytes()
             if not content.startswith(header) or hashlib.sha256(content).hexdigest() != path.stem:
                 raise ValueError(f"block {file} is damaged or of another replay buffer")
+            _checked.add(_signature(path))
             block = np.frombuffer(content, own.dtype, offset=len(header)).reshape(own.shape)
             # HER's, which are indices
             if own.dtype == np.int64 and name.startswith("ep_") and not ((0 <= block) & (block <= buffer.buffer_size)).all():
