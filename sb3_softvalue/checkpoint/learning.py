@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -20,9 +20,6 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn
 
 from sb3_softvalue.checkpoint import environments
-
-if TYPE_CHECKING:
-    from sb3_softvalue.checkpoint.callback import ResumableCheckpoint
 
 # Seconds after a signal: until then a rollout may end by itself, and then a gradient step
 ROLLOUT_ENDS, STEP_ENDS, RETRY = 2.0, 3.0, 0.01
@@ -51,14 +48,17 @@ class Learning:
     """
 
     def __init__(self, model: OffPolicyAlgorithm):
-        self.model, self.savers = model, list["ResumableCheckpoint"]()
+        self.model = model
+        # Callbacks of type ResumableCheckpoint
+        self.savers: list[Any] = []
         self._class: Any = type(model)
         self.root: BaseCallback | None = None
         # The step before which there is nothing to be done
         self.next_at = 0.0
         self._handlers: dict[int, Any] = {}
         self._interrupted_at: float | None = None
-        self._told = self._is_late = False
+        # Whether it was said; whether the signal was sent once more; whether the training stops by itself from here on
+        self._told = self._is_late = self._stops = False
         self._timer: threading.Timer | None = None
         model.__class__ = self._subclass()
 
@@ -108,7 +108,7 @@ class Learning:
         if root is not self.root:
             self._begin(root)
         self._tell()
-        now = self._interrupted_at is not None
+        now = self._stops = self._interrupted_at is not None
         due_at = [saver.save_if_due(now) for saver in self.savers]
         self.next_at = 0.0 if now else min(due_at, default=math.inf)
         return now
@@ -136,7 +136,8 @@ class Learning:
         if not called:
             return
         self.model.__class__ = self._subclass()
-        self.root, self._interrupted_at, self._told, self._is_late = root, None, False, False
+        self.root, self._interrupted_at = root, None
+        self._told = self._is_late = self._stops = False
         try:
             for saver in called:
                 saver.begin(root)
@@ -207,7 +208,8 @@ class Learning:
         """Called by the system: stop at the next consistent moment, and look after it when that takes too long."""
         if self._is_late:
             self._is_late = False
-            self._stop(number, frame)
+            if not self._stops:
+                self._stop(number, frame)
         elif self._interrupted_at is None:
             self._interrupted_at, self.next_at = time.monotonic(), 0.0
             self._look_after(number, ROLLOUT_ENDS)
