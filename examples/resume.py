@@ -1,5 +1,5 @@
 """
-Interrupt a training and go on: run it, press Ctrl-C, run it again.
+Interrupt a training and continue: run it, press Ctrl-C, run it again.
 
     python examples/resume.py
 """
@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from sb3_softvalue import SACV
-from sb3_softvalue.checkpoint import ResumableCheckpoint, has_checkpoint
+from sb3_softvalue.checkpoint import ResumableCheckpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,12 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     model = SACV("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=0)
-    if has_checkpoint(args.folder):
-        model.load_checkpoint(args.folder)
-        print(f"Going on from step {model.num_timesteps}")
-    if model.num_timesteps < args.timesteps:
-        callback = ResumableCheckpoint(args.folder, save_freq=1_000, verbose=1)
-        model.learn(args.timesteps - model.num_timesteps, reset_num_timesteps=False, callback=callback)
+    model.learn(args.timesteps, callback=ResumableCheckpoint(args.folder, save_freq=1_000, verbose=1, resume=True))
     print(f"{model.num_timesteps} of {args.timesteps} steps are done")
     return model.num_timesteps
 

@@ -1,6 +1,5 @@
 """SACV: the original Soft Actor-Critic, with its state-value network, as a Stable-Baselines3 algorithm."""
 
-import contextlib
 import copy
 import io
 import math
@@ -421,10 +420,7 @@ class SACV(SAC):
     ) -> SelfSACV:
         """Train, see ``BaseAlgorithm.learn``."""
         check_autocast(self.device)
-        with contextlib.ExitStack() as ends:
-            vars(self)["_when_learn_ends"] = ends
-            ends.callback(vars(self).pop, "_when_learn_ends", None)
-            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         if self.replay_buffer is None:
@@ -642,19 +638,18 @@ class SACV(SAC):
         """
         checkpoint.save_checkpoint(self, folder)
 
-    def load_checkpoint(self, folder: str | pathlib.Path) -> bool:
+    def load_checkpoint(self, folder: str | pathlib.Path) -> checkpoint.Resumed:
         """
-        Continue from the newest checkpoint of a folder: then ``learn(total - model.num_timesteps,
-        reset_num_timesteps=False)``, see ``checkpoint.load_checkpoint``.
+        Continue from the newest checkpoint of a folder, see ``checkpoint.load_checkpoint``.
 
         :param folder: of the run
-        :return: whether every environment is exactly where it was, else new episodes begin
+        :return: true if the training continues exactly as if it had never stopped; else it says why not
         :raises CheckpointError: if there is none, it is damaged, or it is of another model
         """
         return checkpoint.load_checkpoint(self, folder)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_objective", "_finite_check", "_optimizer_step", "_executor", "_hints_given", "_when_learn_ends"]
+        own = ["_objective", "_finite_check", "_optimizer_step", "_executor", "_hints_given"]
         return [*super()._excluded_save_params(), "value", "value_target", *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

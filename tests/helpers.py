@@ -104,6 +104,13 @@ class PointGoalEnv(gym.Env):
     def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, _info: Any) -> np.ndarray:
         return -(np.abs(achieved_goal - desired_goal).sum(axis=-1) > 0.1).astype(np.float32)
 
+    def get_state(self) -> dict[str, Any]:
+        """Nothing goes from one episode to the next."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        assert state == {}
+
     def _observation(self) -> dict[str, np.ndarray]:
         return dict(observation=self.point, achieved_goal=self.point, desired_goal=self.goal)
 

@@ -1,6 +1,10 @@
 """A training that was stopped and resumed is the one that was never stopped."""
 
+import contextlib
 import copy
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +12,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3 import HerReplayBuffer
+from sb3_contrib import TQC
+from stable_baselines3 import DDPG, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_softvalue import SACV
-from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint
+from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint, load_checkpoint
 from sb3_softvalue.checkpoint.folder import checkpoints
 from sb3_softvalue.checkpoint.replay import arrays_of
 from tests.helpers import PointGoalEnv, assert_same, rng_state
@@ -42,6 +48,21 @@ def reacher() -> gym.Env:
     return gym.make("Reacher-v5", max_episode_steps=25)
 
 
+ALGORITHMS: list[type[OffPolicyAlgorithm]] = [SACV, SAC]
+
+
+@contextlib.contextmanager
+def claimed_elsewhere(folder: Path) -> Iterator[None]:
+    """Another process has claimed the folder."""
+    pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
+    code = (
+        f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        yield
+
+
 SCENARIOS: dict[str, dict[str, Any]] = {
     "plain": {},
     "mujoco": dict(env=[reacher]),
@@ -62,17 +83,19 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(name: str = "plain", seed: int = 0, **more: Any) -> SACV:
+def make(name: str = "plain", seed: int = 0, algorithm: Any = SACV, **more: Any) -> Any:
     """The scenario's model, small."""
     options = {**SCENARIOS[name], **more}
+    if algorithm is not SACV:
+        options.pop("reward_scale", None)
     env: Any = DummyVecEnv(options.pop("env", [short_pendulum]))
     if options.pop("normalize", False):
         env = VecNormalize(env)
     defaults = dict(learning_starts=40, batch_size=16, policy_kwargs=dict(net_arch=[16]), buffer_size=500, seed=seed)
-    return SACV(options.pop("policy", "MlpPolicy"), env, **{**defaults, **options})
+    return algorithm(options.pop("policy", "MlpPolicy"), env, **{**defaults, **options})
 
 
-def everything(model: SACV) -> dict[str, Any]:
+def everything(model: OffPolicyAlgorithm) -> dict[str, Any]:
     """Networks, optimizers, temperature and replay buffer."""
     buffer = model.replay_buffer
     rows = len(buffer.dones) if buffer.full else buffer.pos
@@ -80,7 +103,7 @@ def everything(model: SACV) -> dict[str, Any]:
     return {**copy.deepcopy(model.get_parameters()), "buffer": arrays, "pos": buffer.pos}
 
 
-def state_of(model: SACV) -> dict[str, Any]:
+def state_of(model: OffPolicyAlgorithm) -> dict[str, Any]:
     """All that a training has come to."""
     env = model.get_vec_normalize_env()
     return {
@@ -93,23 +116,33 @@ def state_of(model: SACV) -> dict[str, Any]:
     }
 
 
-def resumed(name: str, folder: Path, total: int, **more: Any) -> tuple[SACV, bool]:
-    """A model of a new process that goes on from the folder."""
-    model = make(name, seed=99, **more)
-    exactly = model.load_checkpoint(folder)
-    model.learn(total - model.num_timesteps, reset_num_timesteps=False, callback=ResumableCheckpoint(folder, 50))
-    return model, exactly
+def kill(model: OffPolicyAlgorithm, total: int, folder: Path) -> None:
+    """Train, with checkpoints, and be gone before the end."""
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(total, callback=[ResumableCheckpoint(folder, 50), Stop(total - 30)])
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_resumed_at_an_episode_boundary_it_is_the_same_training(name, tmp_path):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_resumed_at_an_episode_boundary_it_is_the_same_training(algorithm, name, tmp_path):
     total = 200 if "two" not in name else 400
-    whole = make(name).learn(total, callback=ResumableCheckpoint(tmp_path / "whole", 50))
-    killed = make(name)
-    with pytest.raises(KeyboardInterrupt):
-        killed.learn(total, callback=[ResumableCheckpoint(tmp_path / "killed", 50), Stop(total - 30)])
-    model, exactly = resumed(name, tmp_path / "killed", total)
-    assert exactly
+    whole = make(name, algorithm=algorithm).learn(total, callback=ResumableCheckpoint(tmp_path / "whole", 50))
+    kill(make(name, algorithm=algorithm), total, tmp_path / "killed")
+    one = make(name, 99, algorithm)
+    assert load_checkpoint(one, tmp_path / "killed")
+    one.learn(total - one.num_timesteps, reset_num_timesteps=False)
+    assert_same(state_of(one), state_of(whole))
+    # In one call, which begins or continues
+    other = make(name, 98, algorithm)
+    other.learn(total, callback=ResumableCheckpoint(tmp_path / "killed", 50, resume=True))
+    assert_same(state_of(other), state_of(whole))
+
+
+@pytest.mark.parametrize("algorithm", [TD3, DDPG, TQC])
+def test_every_off_policy_algorithm(algorithm, tmp_path):
+    whole = make(algorithm=algorithm, normalize=True).learn(200, callback=ResumableCheckpoint(tmp_path / "whole", 50))
+    kill(make(algorithm=algorithm, normalize=True), 200, tmp_path / "killed")
+    model = make("VecNormalize", 99, algorithm).learn(200, callback=ResumableCheckpoint(tmp_path / "killed", resume=True))
     assert_same(state_of(model), state_of(whole))
 
 
@@ -144,7 +177,8 @@ def test_a_checkpoint_does_not_change_the_training(tmp_path):
         state_of(make().learn(150, callback=ResumableCheckpoint(tmp_path / "rare", 10_000))),
     )
     assert_same(
-        make().learn(150).get_parameters(), make().learn(150, callback=ResumableCheckpoint(tmp_path, 30)).get_parameters()
+        make().learn(150).get_parameters(),
+        make().learn(150, callback=ResumableCheckpoint(tmp_path / "again", 30)).get_parameters(),
     )
 
 
@@ -193,18 +227,18 @@ class TestRefused:
             (dict(n_steps=3), "replay buffer 'ReplayBuffer', this one has 'NStepReplayBuffer'"),
             (dict(env=[short_pendulum] * 2), "number of environments 1, this one has 2"),
             (dict(env=[reacher]), "observation space"),
-            (dict(normalize=True), "VecNormalize False, this one has True"),
+            (dict(normalize=True), r"VecNormalize \[\], this one has \['observations', 'returns'\]"),
             (
                 dict(policy_kwargs=dict(net_arch=[16], activation_fn=th.nn.Tanh)),
-                r"layers 'actor.latent_pi.1 ReLU\(\)', this one has 'actor.latent_pi.1 Tanh\(\)'",
+                "layers: actor.latent_pi.1 'ReLU', this one has 'Tanh'",
             ),
             (
                 dict(policy_kwargs=dict(net_arch=[16], optimizer_class=th.optim.SGD)),
-                "optimizers 'actor.optimizer Adam', this one has 'actor.optimizer SGD'",
+                "optimizers: actor.optimizer 'Adam', this one has 'SGD'",
             ),
             (
                 dict(policy_kwargs=dict(net_arch=[16], optimizer_kwargs=dict(weight_decay=0.1))),
-                "optimizers 'actor.optimizer weight_decay=0', this one has 'actor.optimizer weight_decay=0.1'",
+                "options: actor.optimizer.weight_decay 0, this one has 0.1",
             ),
         ],
     )
@@ -218,7 +252,7 @@ class TestRefused:
 
     def test_what_changes_nothing_but_the_speed_may_change(self, tmp_path):
         make().learn(50).save_checkpoint(tmp_path)
-        other = make(policy_kwargs=dict(net_arch=[16], optimizer_kwargs=dict(foreach=True)), learning_rate=1e-4)
+        other = make(policy_kwargs=dict(net_arch=[16], optimizer_kwargs=dict(foreach=True)))
         other.load_checkpoint(tmp_path)
         other.learn(50, reset_num_timesteps=False)
 
@@ -255,12 +289,9 @@ class TestRefused:
         make().load_checkpoint(tmp_path)
 
     def test_two_processes(self, tmp_path):
-        fcntl = pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
-        tmp_path.joinpath(".lock").touch()
-        with open(tmp_path / ".lock", "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            with pytest.raises(CheckpointError, match="Another process writes checkpoints"):
-                make().learn(10).save_checkpoint(tmp_path)
+        with claimed_elsewhere(tmp_path), pytest.raises(CheckpointError, match="Another process writes checkpoints"):
+            make().learn(10).save_checkpoint(tmp_path)
+        make().learn(10).save_checkpoint(tmp_path)
 
 
 def test_before_the_first_step(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import shutil
@@ -16,6 +17,7 @@ import torch as th
 
 from sb3_softvalue import SACV
 from sb3_softvalue.checkpoint import CheckpointError
+from tests import checkpoint_fuzz
 from tests.helpers import assert_same
 from tests.test_checkpoint import everything, make
 
@@ -114,6 +116,18 @@ def drop_parameter(path: Path, manifest: dict[str, Any]) -> None:
     th.save(tensors, path / "tensors.pt")
 
 
+def change_moments(value: Any) -> Callable[[Path, dict[str, Any]], None]:
+    """Another first moment of the actor's first weights: one of another shape went to the fused kernel, and the heap."""
+
+    def apply(path: Path, manifest: dict[str, Any]) -> None:
+        tensors = th.load(path / "tensors.pt", weights_only=True)
+        moments = tensors["parameters"]["actor.optimizer"]["state"][0]
+        moments["exp_avg"] = value(moments["exp_avg"])
+        th.save(tensors, path / "tensors.pt")
+
+    return apply
+
+
 def reshape_parameter(path: Path, manifest: dict[str, Any]) -> None:
     tensors = th.load(path / "tensors.pt", weights_only=True)
     name = next(iter(tensors["parameters"]["policy"]))
@@ -122,7 +136,7 @@ def reshape_parameter(path: Path, manifest: dict[str, Any]) -> None:
 
 
 FORGED: dict[str, Callable[[Path, dict[str, Any]], None]] = {
-    "version": lambda path, manifest: manifest.update(format=2),
+    "version": lambda path, manifest: manifest.update(format=3),
     "no version": lambda path, manifest: manifest.pop("format"),
     "a name that climbs": lambda path, manifest: manifest["files"].update({"../../secret.txt": "0"}),
     "an absolute name": lambda path, manifest: manifest["files"].update({"/etc/passwd": "0"}),
@@ -138,6 +152,9 @@ FORGED: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "position": rewrite_state(lambda state: state["buffer"].update(pos=10**9)),
     "generator": rewrite_state(lambda state: state["action space"].update(bit_generator="__class__")),
     "random": rewrite_state(lambda state: state["random"].update(torch=[1])),
+    "moments of another shape": change_moments(lambda moment: th.zeros(1)),
+    "moments of another type": change_moments(lambda moment: moment.double()),
+    "moments in one place": change_moments(lambda moment: (moment[:1, :1] * math.inf).expand(moment.shape)),
     "parameter": drop_parameter,
     "shape": reshape_parameter,
 }
@@ -178,3 +195,13 @@ def test_a_pickle_is_not_run(place, written, model, tmp_path):
     assert not (tmp_path / "exploded").exists()
     pickle.loads(bomb)  # it would have been seen
     assert (tmp_path / "exploded").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("name", checkpoint_fuzz.SCENARIOS)
+@pytest.mark.parametrize("n_cases", [30, pytest.param(500, marks=pytest.mark.slow)])
+def test_every_forged_leaf(n_cases, name):
+    """Refused with the model bit for bit as it was, or loaded and trained; never a raw exception or a dead process."""
+    problems: list[str] = []
+    counts = checkpoint_fuzz.run(name, n_cases, report=problems.append)
+    assert not problems and set(counts) <= set(checkpoint_fuzz.OUTCOMES[:2]) and sum(counts.values()) > 0.9 * n_cases

@@ -1,18 +1,25 @@
 """Checkpoints as scripts use them: totals, names of folders, interrupts, errors, and what is refused before it costs."""
 
+import contextlib
+import errno
+import gc
 import io
 import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
+from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, EveryNTimesteps
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -22,7 +29,7 @@ from sb3_softvalue import SACV
 from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint, save_checkpoint
 from sb3_softvalue.checkpoint.folder import checkpoints
 from tests.helpers import assert_same
-from tests.test_checkpoint import everything, make, short_pendulum
+from tests.test_checkpoint import claimed_elsewhere, everything, make, short_pendulum
 
 
 class At(BaseCallback):
@@ -56,7 +63,7 @@ def test_totals_that_are_no_int(total, tmp_path):
     make().learn(total, callback=ResumableCheckpoint(tmp_path, 50))
     model = make()
     assert model.load_checkpoint(tmp_path)
-    assert model.num_timesteps == model._total_timesteps == 100
+    assert model.num_timesteps == 100
     model.learn(total, reset_num_timesteps=False).save_checkpoint(tmp_path)
     other = make()
     other.load_checkpoint(tmp_path)
@@ -132,7 +139,7 @@ def test_interrupted_without_a_terminal(train_freq, tmp_path, monkeypatch):
     """The message went to a closed pipe where the signal came: its exception ended the training before the checkpoint."""
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
     make(train_freq=train_freq).learn(100, callback=[ResumableCheckpoint(tmp_path, 30), At(64, interrupt)])
-    other = make()
+    other = make(train_freq=train_freq)
     other.load_checkpoint(tmp_path)
     assert other.num_timesteps >= 64 and terminal.said == 1
 
@@ -154,14 +161,14 @@ def test_after_an_error_ctrl_c_interrupts_again(tmp_path):
     def fail() -> None:
         raise RuntimeError("of another callback")
 
-    model = make()
+    model, callbacks = make(), [ResumableCheckpoint(tmp_path, 30), At(60, fail)]
     with pytest.raises(RuntimeError, match="of another callback"):
-        model.learn(100, callback=[ResumableCheckpoint(tmp_path, 30), At(60, fail)])
+        model.learn(100, callback=callbacks)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert "_when_learn_ends" not in vars(model)
-    # Two of them undo what they did in the opposite order
+    assert type(model) is SACV and "on_training_end" not in vars(callbacks[0])
+    # Two of them share what they do to the model
     model.learn(60, callback=[ResumableCheckpoint(tmp_path / "a", 30), ResumableCheckpoint(tmp_path / "b", 40)])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and type(model) is SACV
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -182,7 +189,7 @@ def test_interrupted_with_the_processes_of_its_environments(start_method, number
     model.learn(400, callback=[ResumableCheckpoint(tmp_path, 50), At(124, interrupt_all)])
     # The step that was answered is in it, with its transitions
     assert model.num_timesteps == 124 and model.replay_buffer.pos == 62
-    other = make(env=[short_pendulum] * 2)
+    other = make(env=[short_pendulum] * 2, train_freq=8)
     assert not other.load_checkpoint(tmp_path)
     assert_same(everything(other), everything(model))
     assert other.num_timesteps == 124
@@ -203,44 +210,82 @@ def test_an_environment_that_dies_is_an_error(tmp_path):
 
 def is_claimed(folder: Any) -> bool:
     """Whether another process would be refused."""
-    fcntl = pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
-    with open(folder / ".lock", "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def test_the_folder_is_claimed_while_it_trains(tmp_path):
-    """Not afterwards, when the process may stay open, and again if the folder was removed."""
-    folder, seen = tmp_path / "run", []
-    callbacks = [ResumableCheckpoint(folder, 30), At(40, lambda: seen.append(is_claimed(folder)))]
-    for _ in range(2):
-        model = make().learn(60, callback=callbacks)
-        assert not is_claimed(folder)
-        shutil.rmtree(folder)
-    with pytest.raises(ZeroDivisionError):
-        make().learn(60, callback=[*callbacks, At(50, lambda: 1 // 0)])
-    assert not is_claimed(folder)
-    assert seen == [True] * 3
-    # That of a loop of one's own until the process ends
-    model.save_checkpoint(folder)
-    assert is_claimed(folder)
-    n_open = len(os.listdir("/dev/fd"))
-    shutil.rmtree(folder)
-    model.save_checkpoint(folder)
-    assert is_claimed(folder) and len(os.listdir("/dev/fd")) == n_open
-
-
-def test_a_forked_process_has_claimed_nothing(tmp_path, monkeypatch):
     pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
-    model = make().learn(20)
-    model.save_checkpoint(tmp_path)
-    model.save_checkpoint(tmp_path)
-    monkeypatch.setattr("sb3_softvalue.checkpoint.folder.os.getpid", lambda: 1)
-    with pytest.raises(CheckpointError, match="or has done so and still runs: end it"):
-        model.save_checkpoint(tmp_path)
+    code = f"import fcntl; fcntl.lockf(open({str(folder / '.lock')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode != 0
+
+
+def n_open() -> int:
+    """Number of open files of this process."""
+    gc.collect()
+    return len(os.listdir("/dev/fd"))
+
+
+@pytest.mark.parametrize("algorithm", [SACV, SAC])
+def test_the_folder_is_claimed_while_it_trains(algorithm, tmp_path):
+    """Not afterwards, however it ended and whatever it has forked, and again if the folder was removed."""
+    folder, seen, before = tmp_path / "run", [], n_open()
+
+    def look() -> None:
+        seen.append(is_claimed(folder))
+
+    for end in (lambda: None, lambda: 1 // 0):
+        model = make(algorithm=algorithm)
+        callbacks = [ResumableCheckpoint(folder, 30), At(40, look), At(50, end)]
+        with contextlib.suppress(ZeroDivisionError):
+            model.learn(60, callback=callbacks)
+        assert not is_claimed(folder) and n_open() == before and type(model) is algorithm
+        shutil.rmtree(folder)
+    # A failing update, of which no callback is told
+    model = make(algorithm=algorithm)
+    model.policy.actor.mu.register_forward_hook(
+        lambda *_: 1 // 0 if model.num_timesteps == 50 and th.is_grad_enabled() else None
+    )
+    with pytest.raises(ZeroDivisionError):
+        model.learn(60, callback=[ResumableCheckpoint(folder, 30), At(40, look)])
+    assert not is_claimed(folder) and n_open() == before and type(model) is algorithm
+    # That of a loop of one's own for as long as it writes
+    save_checkpoint(model, folder)
+    assert not is_claimed(folder) and n_open() == before
+    assert seen == [True] * 3
+
+
+def test_a_forked_process_has_claimed_nothing(tmp_path):
+    """Nor does it keep the claim when its parent has ended."""
+    seen = []
+
+    def fork() -> None:
+        read_end, write_end = os.pipe()
+        if os.fork() == 0:
+            os.close(write_end)
+            os.read(read_end, 1)
+            os._exit(0)
+        seen.extend([read_end, write_end, is_claimed(tmp_path)])
+
+    make().learn(60, callback=[ResumableCheckpoint(tmp_path, 30), At(40, fork)])
+    assert seen[2] and not is_claimed(tmp_path)
+    os.close(seen[0])
+    os.close(seen[1])
+    os.wait()
+
+
+def test_many_folders(tmp_path):
+    """A file was left open for each of them."""
+    model, before = make().learn(5), n_open()
+    for index in range(20):
+        save_checkpoint(model, tmp_path / str(index))
+    assert n_open() == before
+
+
+def test_without_locks(tmp_path, monkeypatch):
+    def none(*args: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("sb3_softvalue.checkpoint.folder.fcntl.lockf", none)
+    before = n_open()
+    with pytest.warns(UserWarning, match=r"has no locks of files \(No locks available\): make sure that no other"):
+        make().learn(60, callback=ResumableCheckpoint(tmp_path, 30))
+    assert len(checkpoints(tmp_path)) == 2 and n_open() == before
 
 
 class TestRefusedAtOnce:
@@ -262,16 +307,15 @@ class TestRefusedAtOnce:
         self.refused(make(replay_buffer_class=Buffer), folder, "replay buffer of class Buffer")
         self.refused(make(action_noise=Noise(np.zeros(1), np.ones(1))), folder, "action noise of class Noise")
         self.refused(make("HER", replay_buffer_kwargs=dict(copy_info_dict=True)), folder, "copy_info_dict")
-        self.refused(SAC("MlpPolicy", short_pendulum()), folder, "ResumableCheckpoint is for SACV, got SAC")
+        self.refused(PPO("MlpPolicy", short_pendulum()), folder, "of SB3's off-policy algorithms, got PPO")
         assert not folder.exists()
 
     def test_folders(self, tmp_path):
         tmp_path.joinpath("file").touch()
         self.refused(make(), tmp_path / "file", r"could not be written to .*file \(File exists\)")
-        fcntl = pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
-        with open(tmp_path / ".lock", "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with claimed_elsewhere(tmp_path):
             self.refused(make(), tmp_path, "Another process writes checkpoints")
+        self.refused(make(), tmp_path / ("n" * 300), r"The folder .*n cannot be read \(File name too long\)")
 
     def test_a_folder_that_is_read_only(self):
         """Though the lock's file of an earlier run can be written."""
@@ -289,13 +333,6 @@ class TestRefusedAtOnce:
                 self.refused(model, folder, "could not be written to .* \\(Permission denied\\)")
             finally:
                 os.seteuid(0)
-
-    def test_callbacks_that_tell_it_of_steps_only(self, tmp_path):
-        env = DummyVecEnv([short_pendulum])
-        evaluations = EvalCallback(env, callback_on_new_best=ResumableCheckpoint(tmp_path, 50))
-        for callback in (EveryNTimesteps(50, ResumableCheckpoint(tmp_path, 50)), evaluations):
-            with pytest.raises(ValueError, match=f"cannot be called by {type(callback).__name__}"):
-                make().learn(100, callback=callback)
 
     @pytest.mark.parametrize("keep", [0, -1, 1.5, None])
     def test_keep(self, keep, tmp_path):
@@ -316,7 +353,7 @@ class TestOtherModels:
         model(before).learn(60).save_checkpoint(tmp_path)
         other = model(after)
         state = everything(other)
-        with pytest.raises(CheckpointError, match=r"VecNormalize has statistics of returns(, observations)?, the model's of"):
+        with pytest.raises(CheckpointError, match=r"VecNormalize \[('observations', )?'returns'\], this one has"):
             other.load_checkpoint(tmp_path)
         assert_same(everything(other), state)
 
@@ -329,8 +366,11 @@ class TestOtherModels:
     @pytest.mark.parametrize(
         "kwargs, sentence",
         [
-            (dict(net_arch=[8]), r"networks of shape \[16, 3\], this one has \[8, 3\]: construct"),
-            (dict(net_arch=[16], n_critics=1), "networks of 22 tensors, this one has 18 tensors: construct"),
+            (
+                dict(net_arch=[8]),
+                r"networks: actor.latent_pi.0.bias \['torch.float32', 16\], this one has \['torch.float32', 8\]: construct",
+            ),
+            (dict(net_arch=[16], n_critics=1), "networks: critic.qf1.0.bias .*, this one has None: construct"),
         ],
     )
     def test_what_differs_in_the_networks(self, kwargs, sentence, tmp_path):

@@ -280,13 +280,13 @@ def test_record_training_without_ffmpeg_is_one_sentence(
 
 
 def test_resume(launch: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """--resume starts, goes on, and says when all is done."""
+    """--resume begins, continues, and says when all is done."""
     from rl_zoo3.exp_manager import ExperimentManager
 
     learn = ExperimentManager.learn
     for n_timesteps, said in (
         (150, "Checkpoint at step 150"),
-        (220, "Going on from step 150"),
+        (220, "Continuing from step 150"),
         (220, "All 220 steps are done"),
     ):
         # Each launch is a process of its own
@@ -302,9 +302,18 @@ def test_resume_needs_a_folder(arguments: list[str], launch: Callable[..., None]
         launch("train", *PENDULUM, *arguments)
 
 
-def test_resume_is_for_sacv(launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_is_for_off_policy_algorithms(
+    launch: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rl_zoo3.exp_manager import ExperimentManager
 
-    monkeypatch.setattr(ExperimentManager, "learn", ExperimentManager.learn)
-    with pytest.raises(SystemExit, match="goes on with models of sacv, not of sac"):
-        launch("train", "--algo", "sac", *PENDULUM[2:], "-f", "logs", "-n", 5, "--resume=kept")
+    learn = ExperimentManager.learn
+    for algorithm, n_timesteps in (("sac", 50), ("sac", 60)):
+        monkeypatch.setattr(ExperimentManager, "learn", learn)
+        launch(
+            "train", "--algo", algorithm, *PENDULUM[2:], "-f", "logs", "--eval-freq", -1, "-n", n_timesteps, "--resume=kept"
+        )
+    assert "Continuing from step 50" in capsys.readouterr().out
+    monkeypatch.setattr(ExperimentManager, "learn", learn)
+    with pytest.raises(SystemExit, match="--resume continues off-policy algorithms, not ppo"):
+        launch("train", "--algo", "ppo", *PENDULUM[2:], "-f", "logs", "-n", 5, "--resume=kept")

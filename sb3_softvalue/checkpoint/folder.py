@@ -1,8 +1,9 @@
 """A folder of checkpoints, each of which is there whole or not at all.
 
-A checkpoint is written to a folder beside its place, flushed to the disk and renamed, so that a kill at any moment leaves the
-one before it. Its manifest holds a checksum of every file. The blocks of the replay buffer lie beside the checkpoints, named
-by their content, and are shared by all that refer to them.
+A checkpoint is written to ``.writing``, flushed to the disk and renamed, so that a kill at any moment leaves the one before
+it. Its manifest holds a checksum of every file. The blocks of the replay buffer lie beside the checkpoints, named by their
+content, and are shared by all that refer to them. The journal names what a save adds or removes before it does so: only what
+stands there, and in no manifest, is ever deleted, by the same process or by the next that claims the folder.
 """
 
 import contextlib
@@ -11,30 +12,49 @@ import json
 import os
 import pathlib
 import re
-import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from sb3_softvalue.checkpoint.schema import CheckpointError, of_type, record, sequence
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing keeps two processes from one folder there
     fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
-FORMAT = 1
-MANIFEST, BLOCKS = "manifest.json", "replay"
-_NAME = re.compile(r"checkpoint-\d{6}")
+# What is written; format 1, of version 0.1.0, is read too
+FORMAT, FORMATS = 2, (1, 2)
+MANIFEST, BLOCKS, WRITING, JOURNAL = "manifest.json", "replay", ".writing", ".journal"
+FILES = ("state.json", "tensors.pt")
+_NAME = re.compile(r"checkpoint-\d{6,}")
 _BLOCK = re.compile(r"[0-9a-f]{64}\.npy")
-# Folders that are claimed, by which process (one that was forked has claimed nothing), and its file
-_locks: dict[str, tuple[int, int]] = {}
+_OURS = re.compile(rf"{BLOCKS}/[0-9a-f]{{64}}\.npy|(\.writing|checkpoint-\d{{6,}})/[a-z]+\.[a-z]+")
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read: one sentence that says why, and the model and older checkpoints as before."""
+# Of each folder that is claimed: the process, its lock and how often it has claimed it
+_claims: dict[str, tuple[int, int, int]] = {}
 
 
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
-    """:return: the whole checkpoints in the folder, oldest first"""
-    return sorted(path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir())
+    """:return: the checkpoints in the folder, oldest first; what else may have such a name has no manifest"""
+    return [path for path in _named(folder) if is_checkpoint(path)]
+
+
+def _named(folder: pathlib.Path) -> list[pathlib.Path]:
+    """:return: all that has the name of a checkpoint, whoever has made it, by number"""
+    try:
+        names = [name for name in os.listdir(folder) if _NAME.fullmatch(name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"The folder {folder!s:.200} cannot be read ({error.strerror}): choose another.") from error
+    return [folder / name for name in sorted(names, key=lambda name: int(name.partition("-")[2]))]
+
+
+def is_checkpoint(folder: pathlib.Path) -> bool:
+    """:return: whether the folder is one checkpoint and not that of a run, which may have any name"""
+    return os.path.isfile(folder / MANIFEST)
 
 
 def has_checkpoint(folder: str | pathlib.Path) -> bool:
@@ -42,13 +62,7 @@ def has_checkpoint(folder: str | pathlib.Path) -> bool:
     :param folder: of a run
     :return: whether ``load_checkpoint`` finds something there
     """
-    folder = pathlib.Path(folder)
-    return bool(checkpoints(folder)) or (is_checkpoint(folder) and folder.is_dir())
-
-
-def is_checkpoint(folder: pathlib.Path) -> bool:
-    """:return: whether the folder is one checkpoint and not that of a run, which may have any name"""
-    return _NAME.fullmatch(folder.name) is not None and not checkpoints(folder)
+    return is_checkpoint(pathlib.Path(folder)) or bool(checkpoints(pathlib.Path(folder)))
 
 
 @contextlib.contextmanager
@@ -62,53 +76,98 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"The checkpoint could not be written to {folder} ({error.strerror or error}): make room or choose another "
-            "folder; older checkpoints there are whole."
+            f"The checkpoint could not be written to {folder!s:.200} ({error.strerror or error}): make room or choose "
+            "another folder; older checkpoints there are whole."
         ) from error
 
 
-def lock(folder: pathlib.Path) -> bool:
+def claim(folder: pathlib.Path) -> None:
     """
-    Claim the folder for this process, until ``unlock`` or its end.
+    Keep other processes from writing to the folder, until ``release`` or the end of this process, not of those it forks.
 
-    :param folder: of the run, made if it is not there
-    :return: whether it was not claimed already
+    :param folder: of the run, made if it is not there; what dead processes have left in it is removed
     :raises CheckpointError: if another process has claimed it
     :raises OSError: if nothing can be written there
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise PermissionError(13, os.strerror(13))
     path, key = folder / ".lock", str(folder.resolve())
-    if fcntl is None or _is_claimed(key, path):
-        return False
-    # The lock's file may be writable in a folder that is not
-    probe = folder / f".probe.{os.getpid()}"
-    probe.mkdir(exist_ok=True)
-    probe.rmdir()
-    file = os.open(path, os.O_CREAT | os.O_RDWR)
+    process, lock, users = _claims.pop(key, (0, -1, 0))
+    if process != os.getpid():
+        users = 0
+    elif lock < 0 or (path.exists() and os.path.samestat(os.fstat(lock), path.stat())):
+        _claims[key] = process, lock, users + 1
+        return
+    else:
+        os.close(lock)  # of a folder that was removed since
+    _claims[key] = os.getpid(), _lock(path), users + 1
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(file)
+        sweep(folder)
+    except BaseException:
+        release(folder)
+        raise
+
+
+def _lock(path: pathlib.Path) -> int:
+    """:return: an open file that is locked for this process, and not for those that it forks; -1 without locks"""
+    if fcntl is None:
+        return -1
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        os.close(descriptor)
         raise CheckpointError(
-            f"Another process writes checkpoints to {folder}, or has done so and still runs: end it, or give each run a "
-            "folder of its own."
+            f"Another process writes checkpoints to {path.parent}: end it, or give each run a folder of its own."
         ) from error
-    unlock(folder)  # what this process claimed at the same place before it was removed
-    _locks[key] = os.getpid(), file
-    return True
+    except OSError as error:
+        os.close(descriptor)
+        warnings.warn(
+            f"{path.parent} has no locks of files ({error.strerror}): make sure that no other process writes there.",
+            stacklevel=2,
+        )
+        return -1
+    return descriptor
 
 
-def _is_claimed(key: str, path: pathlib.Path) -> bool:
-    """:return: whether this process has claimed the folder, which has not been removed since then"""
-    process, file = _locks.get(key, (None, -1))
-    return process == os.getpid() and path.exists() and os.path.samestat(os.fstat(file), path.stat())
+def release(folder: pathlib.Path) -> None:
+    """:param folder: that was claimed, and is free again when all that claimed it have released it"""
+    key = str(folder.resolve())
+    process, lock, users = _claims.get(key, (0, -1, 0))
+    if process == os.getpid() and users > 1:
+        _claims[key] = process, lock, users - 1
+    elif process == os.getpid():
+        del _claims[key]
+        if lock >= 0:
+            os.close(lock)
 
 
-def unlock(folder: pathlib.Path) -> None:
-    """:param folder: that is claimed no longer"""
-    process, file = _locks.pop(str(folder.resolve()), (None, -1))
-    if process == os.getpid():
-        os.close(file)
+def note(folder: pathlib.Path, names: Iterable[str]) -> None:
+    """Write to the journal what is added or removed next: paths in the folder."""
+    with open(folder / JOURNAL, "a") as file:
+        file.writelines(f"{name}\n" for name in names)
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Remove what stands in the journal and in no manifest: leftovers of a save that failed or was killed."""
+    try:
+        names = {name for name in (folder / JOURNAL).read_text(errors="replace").split("\n") if _OURS.fullmatch(name)}
+    except FileNotFoundError:
+        return
+    for path in _named(folder):
+        try:
+            manifest = read_manifest(path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            continue  # somebody else's, or damaged: nothing that it refers to can be loaded
+        names -= {f"{path.name}/{name}" for name in (MANIFEST, *manifest["files"])}
+        names -= {f"{BLOCKS}/{name}" for blocks in manifest["blocks"].values() for name in blocks}
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    for parent in {(folder / name).parent for name in names} - {folder / BLOCKS}:
+        with contextlib.suppress(OSError):  # something of somebody else's is in it
+            parent.rmdir()
+    (folder / JOURNAL).unlink()
 
 
 def sync_folder(folder: pathlib.Path) -> None:
@@ -121,12 +180,8 @@ def sync_folder(folder: pathlib.Path) -> None:
             os.close(descriptor)
 
 
-def write_file(path: pathlib.Path, content: bytes | memoryview) -> str:
-    """
-    :param path: of a new file
-    :param content: to write, and flush to the disk
-    :return: its SHA-256
-    """
+def _write_file(path: pathlib.Path, content: bytes) -> str:
+    """:return: SHA-256 of a file that was written and flushed to the disk"""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -134,93 +189,107 @@ def write_file(path: pathlib.Path, content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def commit(folder: pathlib.Path, files: dict[str, bytes], blocks: dict[str, Any], facts: dict[str, Any], keep: int) -> None:
+@contextlib.contextmanager
+def unfinished(folder: pathlib.Path) -> Iterator[None]:
     """
-    Write a checkpoint whose blocks are there already, and remove what is older than the last ``keep``.
+    A save: what it has written is removed again where it fails.
+
+    :param folder: of the run, claimed
+    """
+    note(folder, [f"{WRITING}/{name}" for name in (*FILES, MANIFEST, "block.npy")])
+    (folder / WRITING).mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            sweep(folder)
+        raise
+
+
+def commit(folder: pathlib.Path, files: dict[str, bytes], manifest: dict[str, Any], keep: int) -> None:
+    """
+    Write a checkpoint whose blocks are there already, and remove all but the last ``keep`` of this run.
 
     :param folder: of the run
     :param files: name to content
-    :param blocks: for each array of the replay buffer the names of its blocks
-    :param facts: what must be the same in the model that loads it
+    :param manifest: beside its format and its files
     :param keep: number of checkpoints to keep
     """
-    last = checkpoints(folder)[-1:]
-    number = int(last[0].name[-6:]) + 1 if last else 0
-    temporary = folder / f".{number}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        sums = {name: write_file(temporary / name, content) for name, content in files.items()}
-        manifest = {"format": FORMAT, "files": sums, "blocks": blocks, "facts": facts}
-        text = json.dumps(manifest, indent=1).encode()
-        # Its own checksum is its last line
-        write_file(temporary / MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
-        sync_folder(temporary)
-        os.rename(temporary, folder / f"checkpoint-{number:06d}")
+    sums = {name: _write_file(folder / WRITING / name, content) for name, content in files.items()}
+    text = json.dumps({"format": FORMAT, "files": sums, **manifest}, indent=1).encode()
+    # Its own checksum is its last line
+    _write_file(folder / WRITING / MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
+    sync_folder(folder / WRITING)
+    taken = [int(path.name.partition("-")[2]) for path in _named(folder)]
+    os.rename(folder / WRITING, folder / f"checkpoint-{max(taken, default=-1) + 1:06d}")
+    # The checkpoint is there: what fails from here on is made up for by the next one
+    with contextlib.suppress(OSError, CheckpointError):
         sync_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    for path in checkpoints(folder)[:-keep]:
-        # Renamed first: half of a checkpoint must never look like one
-        os.rename(path, folder / f".old.{path.name}")
-    for path in folder.glob(".old.*"):
-        shutil.rmtree(path, ignore_errors=True)
-    _remove_unused_blocks(folder)
+        _prune(folder, manifest["run"], keep)
+        sweep(folder)
 
 
-def _remove_unused_blocks(folder: pathlib.Path) -> None:
-    """Blocks to which no checkpoint refers; all stay where a manifest cannot be read."""
-    used = set()
+def _prune(folder: pathlib.Path, run: str, keep: int) -> None:
+    """Remove the manifests of old checkpoints; what they alone name stands in the journal afterwards."""
+    found: list[tuple[pathlib.Path, dict[str, Any]]] = []
     for path in checkpoints(folder):
-        try:
-            used |= {name for names in _read_manifest(path)["blocks"].values() for name in names}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return
-    for block in (folder / BLOCKS).glob("*.npy"):
-        if block.name not in used:
-            block.unlink()
+        with contextlib.suppress(ValueError):
+            found.append((path, read_manifest(path)))
+    kept = [path for path, manifest in found if manifest["run"] == run][-keep:]
+    for path, manifest in found:
+        if path not in kept:
+            note(folder, [f"{path.name}/{name}" for name in (MANIFEST, *manifest["files"])])
+            note(folder, [f"{BLOCKS}/{name}" for blocks in manifest["blocks"].values() for name in blocks])
+            (path / MANIFEST).unlink()
 
 
-def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """:return: the manifest of a checkpoint, checked"""
+def read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """
+    :param path: of a checkpoint
+    :return: its manifest, of which everything but the facts is checked
+    :raises ValueError: if it is not what was written
+    """
     text, _, checksum = (path / MANIFEST).read_bytes().rpartition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != checksum:
         raise ValueError(f"{MANIFEST} is not what was written")
-    return json.loads(text)
+    manifest = json.loads(text)
+    if type(manifest) is not dict or manifest.get("format") not in FORMATS:
+        found = manifest.get("format") if type(manifest) is dict else None
+        raise ValueError(f"its format is {found!r:.40} and this version reads {FORMATS}: load it with the one that wrote it")
+
+    def block(name: str, value: Any) -> str:
+        if not _BLOCK.fullmatch(of_type(str)(name, value)):
+            raise ValueError(f"{name} is {value!r:.80}")
+        return value
+
+    manifest = record(
+        {"files": record(dict.fromkeys(FILES, of_type(str))), "facts": of_type(dict), "format": of_type(int)}
+        | {"blocks": record({}, sequence(block)), **({"run": of_type(str)} if manifest["format"] == FORMAT else {})}
+    )("manifest", manifest)
+    return {"run": "", **manifest}
 
 
-def read_checkpoint(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def newest(folder: pathlib.Path) -> pathlib.Path:
     """
-    Read the newest checkpoint, or the one that the folder itself is, and check all of its files.
-
     :param folder: of the run, or of one checkpoint
-    :return: its manifest, and its files by name
-    :raises CheckpointError: if there is none, or it is damaged
+    :return: the newest checkpoint, or the one that the folder itself is
+    :raises CheckpointError: if there is none
     """
     found = [folder] if is_checkpoint(folder) else checkpoints(folder)
-    if not found or not found[-1].is_dir():
-        raise CheckpointError(f"There is no checkpoint in {folder}: save one with model.save_checkpoint(folder).")
-    path = found[-1]
-    other = f"; the one before it is {found[-2]}" if len(found) > 1 else ""
-    try:
-        manifest = _read_manifest(path)
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(
-                f"The checkpoint {path} has format {manifest['format']!r} and this version of sb3_softvalue reads {FORMAT}: "
-                "load it with the version that wrote it."
-            )
-        files = {}
-        for name, checksum in manifest["files"].items():
-            if not re.fullmatch(r"[a-z]+\.[a-z]+", name):
-                raise ValueError(f"it names a file {name!r}")
-            files[name] = (path / name).read_bytes()
-            if hashlib.sha256(files[name]).hexdigest() != checksum:
-                raise ValueError(f"{name} is not what was written")
-        for name in (name for names in manifest["blocks"].values() for name in names):
-            if not _BLOCK.fullmatch(name):
-                raise ValueError(f"it names a block {name!r}")
-        if not isinstance(manifest["facts"], dict):
-            raise ValueError("it says nothing about its model")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"The checkpoint {path} is damaged ({error}){other}.") from error
-    return manifest, files
+    if not found:
+        raise CheckpointError(f"There is no checkpoint in {folder!s:.200}: save one with save_checkpoint.")
+    return found[-1]
+
+
+def read_files(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, bytes]:
+    """
+    :param path: of a checkpoint
+    :param manifest: its own
+    :return: its files by name
+    :raises ValueError: if one is not what was written
+    """
+    files = {name: (path / name).read_bytes() for name in FILES}
+    for name, content in files.items():
+        if hashlib.sha256(content).hexdigest() != manifest["files"][name]:
+            raise ValueError(f"{name} is not what was written")
+    return files

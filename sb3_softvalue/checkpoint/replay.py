@@ -4,16 +4,21 @@ import hashlib
 import io
 import os
 import pathlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softvalue.checkpoint.folder import BLOCKS, CheckpointError, sync_folder
+from sb3_softvalue.checkpoint.folder import BLOCKS, WRITING, note, sync_folder
+from sb3_softvalue.checkpoint.schema import CheckpointError
 
 KNOWN = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
 BLOCK_BYTES = 4 * 1024**2
+# Files whose content this process has written or checked, as the file system tells them apart
+_checked: set[tuple[int, ...]] = set()
 
 
 def arrays_of(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
@@ -37,36 +42,43 @@ def arrays_of(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
     return arrays
 
 
-def n_rows(buffer: ReplayBuffer) -> int:
+def n_rows(buffer: ReplayBuffer, pos: int, full: bool) -> int:
     """:return: number of rows that hold something; the memory-optimized buffer writes the next one's observation too"""
-    return buffer.buffer_size if buffer.full else min(buffer.pos + 1, buffer.buffer_size)
+    return buffer.buffer_size if full else min(pos + 1, buffer.buffer_size)
 
 
-def block_rows(array: np.ndarray) -> int:
-    """:return: rows of a block"""
-    return max(1, BLOCK_BYTES // max(1, array[:1].nbytes))
+def _slices(array: np.ndarray, rows: int) -> Iterator[np.ndarray]:
+    """:return: views of the array, the content of one block each"""
+    size = max(1, BLOCK_BYTES // max(1, array[:1].nbytes))
+    return (array[start : min(start + size, rows)] for start in range(0, rows, size))
 
 
 def write_blocks(buffer: ReplayBuffer, folder: pathlib.Path) -> dict[str, list[str]]:
     """
-    Write those blocks that are not there yet, straight from the buffer's arrays.
+    Write those blocks that are not there yet or damaged, straight from the buffer's arrays.
 
     :param buffer: one of SB3's
-    :param folder: of the run
+    :param folder: of the run, claimed
     :return: for each array the names of its blocks
     """
     (folder / BLOCKS).mkdir(exist_ok=True)
-    rows = n_rows(buffer)
     names: dict[str, list[str]] = {}
     for name, array in arrays_of(buffer).items():
         names[name] = []
-        for start in range(0, rows, block_rows(array)):
-            block = array[start : min(start + block_rows(array), rows)]
-            path = folder / BLOCKS / f"{_content(block)}.npy"
-            if not path.is_file():
-                temporary = path.with_suffix(f".{os.getpid()}")
-                _save(block, temporary)
-                os.replace(temporary, path)
+        for block in _slices(array, n_rows(buffer, buffer.pos, buffer.full)):
+            header, content = _header(block), np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+            digest = hashlib.sha256(header)
+            digest.update(content.data)
+            path = folder / BLOCKS / f"{digest.hexdigest()}.npy"
+            if not _is_whole(path):
+                note(folder, [f"{BLOCKS}/{path.name}"])
+                with open(folder / WRITING / "block.npy", "wb") as file:
+                    file.write(header)
+                    file.write(content.data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(folder / WRITING / "block.npy", path)
+                _checked.add(_signature(path))
             names[name].append(path.name)
     sync_folder(folder / BLOCKS)
     return names
@@ -79,75 +91,81 @@ def _header(block: np.ndarray) -> bytes:
     return header.getvalue()
 
 
-def _numbers(block: np.ndarray) -> Any:
-    """:return: the block's memory, not a copy"""
-    return np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+def _signature(path: pathlib.Path) -> tuple[int, ...]:
+    """:return: what changes when somebody else writes to a file"""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _content(block: np.ndarray) -> str:
-    """:return: SHA-256 of the file that a block becomes"""
-    digest = hashlib.sha256(_header(block))
-    digest.update(_numbers(block))
-    return digest.hexdigest()
+def _is_whole(path: pathlib.Path) -> bool:
+    """:return: whether a block is there and is what its name says, which is looked at once in the life of this process"""
+    if not path.is_file():
+        return False
+    if _signature(path) not in _checked:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
+            return False
+        _checked.add(_signature(path))
+    return True
 
 
-def _save(block: np.ndarray, path: pathlib.Path) -> None:
-    """Write a block as .npy and flush it to the disk."""
-    with open(path, "wb") as file:
-        file.write(_header(block))
-        file.write(_numbers(block))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_blocks(buffer: ReplayBuffer, folder: pathlib.Path, names: dict[str, list[str]], rows: int) -> dict[str, list[Any]]:
+def read_blocks(buffer: ReplayBuffer, folder: pathlib.Path, names: dict[str, list[str]], rows: int, fill: bool) -> None:
     """
-    Check all blocks against the buffer that they are for; nothing is copied yet.
+    Read all blocks one after the other, and check them against the buffer that they are for.
 
-    :param buffer: that they will be copied into
+    :param buffer: that they are for
     :param folder: of the run
     :param names: see ``write_blocks``
     :param rows: that they hold
-    :return: for each array its blocks, mapped from the files
-    :raises CheckpointError: if one is missing, damaged or of another buffer
+    :param fill: whether to copy them into the buffer; it is not touched otherwise
+    :raises ValueError: if one is missing, damaged or of another buffer
     """
-    arrays, blocks = arrays_of(buffer), {}
+    arrays = arrays_of(buffer)
     if set(arrays) != set(names):
-        raise CheckpointError(f"The checkpoint's replay buffer has {sorted(names)}, the model's has {sorted(arrays)}.")
+        raise ValueError(f"its replay buffer has {sorted(names)}, the model's has {sorted(arrays)}")
     for name, array in arrays.items():
-        size = block_rows(array)
-        if len(names[name]) != -(-rows // size):
-            raise CheckpointError(f"The checkpoint has another number of blocks of {name} than its {rows} rows need.")
-        blocks[name] = [
-            _read(folder / BLOCKS / file, array, min(size, rows - start))
-            for file, start in zip(names[name], range(0, rows, size), strict=True)
-        ]
-    return blocks
+        slices = list(_slices(array, rows))
+        if len(names[name]) != len(slices):
+            raise ValueError(f"it has another number of blocks of {name} than its {rows} rows need")
+        for file, own in zip(names[name], slices, strict=True):
+            path, header = folder / BLOCKS / file, _header(own)
+            if not path.is_file():
+                raise ValueError(f"block {file} is missing")
+            if path.stat().st_size != len(header) + own.nbytes:
+                raise ValueError(f"block {file} is damaged or of another replay buffer")
+            content = path.read_bytes()
+            if not content.startswith(header) or hashlib.sha256(content).hexdigest() != path.stem:
+                raise ValueError(f"block {file} is damaged or of another replay buffer")
+            _checked.add(_signature(path))
+            block = np.frombuffer(content, own.dtype, offset=len(header)).reshape(own.shape)
+            # HER's, which are indices
+            if own.dtype == np.int64 and name.startswith("ep_") and not ((0 <= block) & (block <= buffer.buffer_size)).all():
+                raise ValueError(f"block {file} holds no rows of the buffer")
+            if fill:
+                own[...] = block
 
 
-def _read(path: pathlib.Path, array: np.ndarray, rows: int) -> np.ndarray:
-    """:return: one block, mapped from its file and checked"""
-    try:
-        block = np.load(path, mmap_mode="r", allow_pickle=False)
-        header = _header(block)
-        with open(path, "rb") as file:
-            as_written = file.read(len(header)) == header and path.stat().st_size == len(header) + block.nbytes
-        fits = block.shape == (rows, *array.shape[1:]) and block.dtype == array.dtype
-        whole = as_written and fits and _content(block) == path.stem
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"The checkpoint's block {path.name} is missing or damaged ({error}).") from error
-    if not whole:
-        raise CheckpointError(f"The checkpoint's block {path.name} is damaged or of another replay buffer.")
-    return block
-
-
-def fill(buffer: ReplayBuffer, blocks: dict[str, list[Any]]) -> None:
+def truncate_open_episodes(buffer: ReplayBuffer) -> None:
     """
-    :param buffer: to copy into
-    :param blocks: from ``read_blocks``
+    Let the episodes that were under way end at the last row of the buffer, as by a time limit: what follows is another one.
+
+    :param buffer: nothing is done where it is empty
     """
-    for name, array in arrays_of(buffer).items():
-        start = 0
-        for block in blocks[name]:
-            array[start : start + len(block)] = block
-            start += len(block)
+    if not buffer.pos and not buffer.full:
+        return
+    last = (buffer.pos - 1) % buffer.buffer_size
+    if isinstance(buffer, HerReplayBuffer):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it truncates is what it is called for
+            buffer.truncate_last_trajectory()
+    elif isinstance(buffer, NStepReplayBuffer):
+        buffer.timeouts[last] = np.maximum(buffer.timeouts[last], 1.0 - buffer.dones[last])
+    elif buffer.optimize_memory_usage:
+        # As SB3 does where learn() begins anew (its issue 46): the next row's observation will be of another episode
+        buffer.dones[last] = 1.0
+
+
+def at_episode_boundary(buffer: ReplayBuffer) -> Any:
+    """:return: whether the last transition of every environment was the last of its episode"""
+    if not buffer.pos and not buffer.full:
+        return True
+    return bool(buffer.dones[(buffer.pos - 1) % buffer.buffer_size].all())

@@ -1,47 +1,125 @@
 """A whole training into a folder, and back into a model that was constructed in the same way."""
 
+import copy
+import dataclasses
 import io
 import json
 import pathlib
+import uuid
+import warnings
+import weakref
 from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_softvalue.checkpoint import random_state, replay, state
-from sb3_softvalue.checkpoint.folder import CheckpointError, commit, is_checkpoint, lock, read_checkpoint, writing
+from sb3_softvalue.checkpoint import environments, replay, state, upgrade
+from sb3_softvalue.checkpoint.folder import (
+    FORMAT,
+    checkpoints,
+    claim,
+    commit,
+    newest,
+    read_files,
+    read_manifest,
+    release,
+    unfinished,
+    writing,
+)
+from sb3_softvalue.checkpoint.schema import CheckpointError
 from sb3_softvalue.checks import check_whole_number
-from sb3_softvalue.finite import truncate_open_episodes
 
 KEEP = 2
+# How often a checkpoint is sought anew where another process has removed the one that was being read
+_ATTEMPTS = 5
+
+
+@dataclasses.dataclass
+class _Run:
+    """The training that a model belongs to, and what other callbacks have to continue with."""
+
+    name: str
+    callbacks: list[dict[str, Any]]
+
+
+runs: "weakref.WeakKeyDictionary[OffPolicyAlgorithm, _Run]" = weakref.WeakKeyDictionary()
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumed:
+    """What ``load_checkpoint`` returns: true if the training continues exactly as if it had never stopped."""
+
+    num_timesteps: int
+    """Steps that are done"""
+    why: tuple[str, ...]
+    """What keeps it from being exact, none if it is"""
+
+    def __bool__(self) -> bool:
+        return not self.why
+
+    def __str__(self) -> str:
+        return f"step {self.num_timesteps}, " + (f"not exactly: {'; '.join(self.why)}" if self.why else "exactly")
+
+
+def check_storable(model: OffPolicyAlgorithm) -> None:
+    """
+    :param model: an off-policy algorithm of SB3
+    :raises CheckpointError: if it has nothing to continue with, or what cannot be stored without pickle
+    """
+    if not isinstance(model, OffPolicyAlgorithm):
+        raise CheckpointError(f"Checkpoints are of SB3's off-policy algorithms, got {type(model).__name__}: use save().")
+    if model.replay_buffer is None or model.env is None:
+        raise CheckpointError("The model has no replay buffer or no environment: a checkpoint is of a training, use save().")
+    replay.arrays_of(model.replay_buffer)
+    state.noise_state(model)
+
+
+def check_owner(model: OffPolicyAlgorithm, folder: pathlib.Path) -> None:
+    """
+    :param model: that is to write to the folder
+    :param folder: of the run
+    :raises CheckpointError: if another training has written there
+    """
+    for path in checkpoints(folder):
+        try:
+            name = read_manifest(path)["run"]
+        except (OSError, ValueError):
+            continue
+        if model not in runs or name != runs[model].name:
+            raise CheckpointError(
+                f"{folder} holds the checkpoints of another training: continue it with load_checkpoint or "
+                "ResumableCheckpoint(folder, resume=True), replace it with overwrite=True, or choose another folder."
+            )
 
 
 def save_checkpoint(
     model: OffPolicyAlgorithm,
     folder: str | pathlib.Path,
     keep: int = KEEP,
-    before_episodes: list[dict[str, Any] | None] | None = None,
+    *,
+    overwrite: bool = False,
+    callbacks: list[dict[str, Any]] | None = None,
 ) -> None:
     """
-    Write all that the training needs to go on: networks, optimizers, temperature, replay buffer, statistics of
-    ``VecNormalize``, counters, and the states of all random generators. Between two calls of ``train()`` and
-    ``collect_rollouts()`` only, as in a callback's ``_on_rollout_start``, or when ``learn()`` has ended.
+    Write all that the training needs to continue: networks, optimizers, temperature, replay buffer, statistics of
+    ``VecNormalize``, counters, and the states of environments and random generators. Between two calls of ``train()`` and
+    ``collect_rollouts()`` only, as when ``learn()`` has ended.
 
-    :param model: SACV
+    :param model: SACV, or SAC, TD3, DDPG or TQC
     :param folder: of the run; the blocks of the replay buffer that are there already are not written again
     :param keep: number of checkpoints to keep
-    :param before_episodes: for each environment whose episode has just begun the state of its random generator before its
-        reset, so that it can be begun again in the same way; None for the others
-    :raises CheckpointError: if something cannot be stored without pickle, before anything is written, or cannot be written
+    :param overwrite: whether to replace the checkpoints of another training
+    :param callbacks: states of other callbacks, see ``ResumableCheckpoint``
+    :raises CheckpointError: if something cannot be stored without pickle or is another training's, before anything is
+        written, or cannot be written
     """
     folder = pathlib.Path(folder)
     check_whole_number("keep", keep, minimum=1)
     check_storable(model)
     assert model.replay_buffer is not None and model.env is not None
-    env_states = random_state.env_states(model.env)
-    content = state.scalars(model) | {"environments": env_states, "before episodes": before_episodes}
-    content["seeds"] = random_state.pending_seeds(model.env)
+    content = state.read(model) | {"environments": environments.read(model.env), "callbacks": callbacks or []}
+    content["boundary"] = replay.at_episode_boundary(model.replay_buffer)
     try:
         text = json.dumps(content)
     except TypeError as error:
@@ -49,195 +127,137 @@ def save_checkpoint(
             f"The training holds what cannot be stored without pickle ({error}): look at what the environment puts into the "
             "info of an episode (info_keywords of Monitor)."
         ) from error
-    tensors = io.BytesIO()
-    th.save(state.tensors(model), tensors)
-    files = {"state.json": text.encode(), "tensors.pt": tensors.getvalue()}
+    tensors = state.tensors(model)
+    try:  # what would not be loaded is not written, so that the one before stays
+        state.json_schema(model)("state", json.loads(text))
+        state.tensors_schema(model)("tensors", tensors)
+    except ValueError as error:
+        raise CheckpointError(f"The training could not be continued from here ({error}): older checkpoints stay.") from error
+    file = io.BytesIO()
+    th.save(tensors, file)
+    files = {"state.json": text.encode(), "tensors.pt": file.getvalue()}
     with writing(folder):
-        lock(folder)
-        blocks = replay.write_blocks(model.replay_buffer, folder)
-        commit(folder, files, blocks, state.facts(model), keep)
+        claim(folder)
+    try:
+        if not overwrite:
+            check_owner(model, folder)
+        run = runs.setdefault(model, _Run(uuid.uuid4().hex, []))
+        with writing(folder), unfinished(folder):
+            blocks = replay.write_blocks(model.replay_buffer, folder)
+            commit(folder, files, {"run": run.name, "blocks": blocks, "facts": state.facts(model)}, keep)
+    finally:
+        release(folder)
 
 
-def check_storable(model: OffPolicyAlgorithm) -> None:
-    """
-    :param model: SACV
-    :raises CheckpointError: if it has nothing to go on with, or what cannot be stored without pickle
-    """
-    if model.replay_buffer is None or model.env is None:
-        raise CheckpointError("The model has no replay buffer or no environment: a checkpoint is of a training, use save().")
-    replay.arrays_of(model.replay_buffer)
-    random_state.noise_state(random_state.noise_of_each(model.action_noise, model.n_envs))
-
-
-def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> bool:
+def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> Resumed:
     """
     Put the newest checkpoint of a folder into a model; ``learn(total - model.num_timesteps, reset_num_timesteps=False)``
-    goes on from there. Everything is checked before the model is touched.
+    continues from there. Everything is checked before the model is touched.
 
     :param model: constructed as the one that was saved, with the same environment
     :param folder: of the run, or one of the checkpoints in it
-    :return: whether every environment is where it was, which needs a checkpoint that was written as its episode began and a
-        reset that draws from ``np_random`` alone. Else a new episode begins, and only the rest of the old one is lost.
+    :return: true if the training is the one that was never stopped, which needs a checkpoint that was written as its episodes
+        began and environments whose state is known; else it says why not
     :raises CheckpointError: if there is none, it is damaged, or it is of another model; the model is as before
     """
     folder = pathlib.Path(folder)
     if model.replay_buffer is None or model.env is None:
-        raise CheckpointError("The model has no replay buffer or no environment: construct it with the env to go on with.")
-    manifest, files = read_checkpoint(folder)
-    state.check_facts(manifest["facts"], state.facts(model))
-    run = folder.parent if is_checkpoint(folder) else folder
+        raise CheckpointError("The model has no replay buffer or no environment: construct it with the env to continue with.")
+    for attempt in range(_ATTEMPTS):
+        path = newest(folder)
+        try:
+            return _load(model, path)
+        except CheckpointError:
+            # Another process may have written the next one and removed this one
+            if attempt == _ATTEMPTS - 1 or newest(folder) == path:
+                raise
+    raise AssertionError
+
+
+def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
+    """:return: see ``load_checkpoint``"""
+    buffer: Any = model.replay_buffer
     try:
+        manifest = read_manifest(path)
+        if manifest["format"] == FORMAT:
+            state.check_facts(manifest["facts"], state.facts(model))
+        else:
+            upgrade.check_facts(manifest["facts"], model)
+        files = read_files(path, manifest)
         content = json.loads(files["state.json"])
         tensors = th.load(io.BytesIO(files["tensors.pt"]), map_location="cpu", weights_only=True)
-        position = content["buffer"]
-        rows = (
-            model.replay_buffer.buffer_size if position["full"] else min(position["pos"] + 1, model.replay_buffer.buffer_size)
-        )
-        blocks = replay.read_blocks(model.replay_buffer, run, manifest["blocks"], rows)
-        _rehearse(model, content, tensors)
+        if manifest["format"] != FORMAT:
+            content, tensors = upgrade.upgrade(content, tensors)
+        content, tensors = state.json_schema(model)("state", content), state.tensors_schema(model)("tensors", tensors)
+        rows = replay.n_rows(buffer, content["buffer"]["pos"], content["buffer"]["full"])
+        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=False)
     except CheckpointError:
         raise
-    except Exception as error:
-        # Whatever a file can be made to say: none of it is to reach the model
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"The checkpoint in {folder} cannot be read ({reason}).") from error
-    state.apply(model, content, tensors)
-    replay.fill(model.replay_buffer, blocks)
-    exactly = _begin_episodes(model, content, state.to_arrays(tensors["last"]["_last_obs"]))
-    if exactly:
-        model._last_original_obs = state.to_arrays(tensors["last"]["_last_original_obs"])
-    else:
-        truncate_open_episodes(model.replay_buffer)
-    random_state.set_global_states(content["random"])
-    # With gSDE a rollout begins with a draw, which this one has made already: the callback puts back what came of it
-    vars(model)["_rollout_begun"] = (content["random"], tensors["sde"]) if tensors["sde"] else None
-    return exactly
-
-
-def _rehearse(model: OffPolicyAlgorithm, content: dict[str, Any], tensors: dict[str, Any]) -> None:
-    """
-    Everything that could fail while the model is changed, tried on copies.
-
-    :param model: that is not changed
-    :param content: of state.json
-    :param tensors: of tensors.pt
-    """
-    own = model.get_parameters()
-    if set(own) != set(tensors["parameters"]):
-        raise ValueError(f"it has parameters of {sorted(tensors['parameters'])}, the model of {sorted(own)}")
-    for name, parameters in own.items():
-        _same_structure(name, parameters, tensors["parameters"][name])
-    _same_structure("variables", state.variables(model), tensors["variables"])
-    for name in state.COUNTERS:
-        # learn(1e6) is common, and the total that it leaves is no int
-        types = (int, float) if name == "_total_timesteps" else int
-        if not isinstance(content["counters"][name], types) or not content["counters"][name] >= 0:
-            raise ValueError(f"{name} is {content['counters'][name]!r}")
-    if set(content["counters"]) != {*state.COUNTERS, *state.OTHERS}:
-        raise ValueError("it has other counters")
-    before = random_state.global_states()
+    except Exception as error:  # whatever a file can be made to say: none of it has reached the model
+        raise _damaged(path, error) from error
+    why = _begin_episodes(model, content)
     try:
-        random_state.set_global_states(content["random"])
-    finally:
-        random_state.set_global_states(before)
-    seeds = content["seeds"]
-    if seeds is not None and not (len(seeds) == model.n_envs and all(isinstance(seed, (int, type(None))) for seed in seeds)):
-        raise ValueError(f"the seeds of its environments are {seeds!r}")
-    generators = [content["action space"], *(content["environments"] or ()), *(content["before episodes"] or ())]
-    for generator in generators:
-        if generator is not None:
-            random_state.generator_from(generator)
-    env = model.get_vec_normalize_env()
-    if env is not None:
-        _same_moments(content["VecNormalize"], state.vec_normalize_state(env))
-    noises = [content["noise"], random_state.noise_state(random_state.noise_of_each(model.action_noise, model.n_envs))]
-    if np.shape(noises[0]) != np.shape(noises[1]):
-        raise ValueError("its action noise has a state of another shape")
-    if not 0 <= content["buffer"]["pos"] < model.replay_buffer.buffer_size:  # type: ignore[union-attr]  # was checked to be there
-        raise ValueError(f"the buffer's position is {content['buffer']['pos']!r}")
-    assert isinstance(content["episodes"], list) and isinstance(content["successes"], list)
-    observations = state.to_arrays(tensors["last"]["_last_obs"])
-    assert observations is None or len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=True)
+    except (ValueError, OSError) as error:  # removed since it was checked: the next checkpoint is there
+        raise _damaged(path, error) from error
+    state.apply(model, content, tensors)
+    if why and content["seeds"] is None:
+        replay.truncate_open_episodes(buffer)
+    content["random"]()
+    runs[model] = _Run(manifest["run"], content["callbacks"])
+    changed = _differences(content["options"], state.options(model))
+    if changed:
+        warnings.warn(f"The training continues with other options than before: {'; '.join(changed)}.", stacklevel=4)
+    return Resumed(model.num_timesteps, (*why, *changed, *_differences(content["machine"], state.machine(model))))
 
 
-def _same_moments(saved: dict[str, Any], own: dict[str, Any]) -> None:
-    """:raises CheckpointError: if VecNormalize has statistics of other quantities; ValueError if they are of other shapes"""
-    shapes = [
-        {name: [np.shape(moment) for moment in moments] for name, moments in statistics["moments"].items()}
-        for statistics in (saved, own)
-    ]
-    if list(shapes[0]) != list(shapes[1]):
-        of = [", ".join(name.strip() for name in each) for each in shapes]
-        raise CheckpointError(
-            f"The checkpoint's VecNormalize has statistics of {of[0]}, the model's of {of[1]}: construct the model as the one "
-            "that was saved."
-        )
-    if shapes[0] != shapes[1]:
-        raise ValueError("its VecNormalize has statistics of other shapes")
+def _damaged(path: pathlib.Path, error: Exception) -> CheckpointError:
+    """:return: one sentence"""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    before = [each for each in checkpoints(path.parent) if each != path]
+    other = f"; the one before it is {before[-1]}" if before else ""
+    return CheckpointError(f"The checkpoint {path} is damaged ({reason:.200}){other}.")
 
 
-def _same_structure(name: str, own: Any, saved: Any) -> None:
-    """:raises ValueError: if a state dict has other entries, or tensors of other shapes"""
-    if isinstance(own, dict) and "state" not in own:
-        if set(own) != set(saved) and "param_groups" not in own:
-            raise ValueError(f"{name} has other entries")
-        for key in own:
-            _same_structure(f"{name}.{key}", own[key], saved[key])
-    elif isinstance(own, th.Tensor):
-        if not isinstance(saved, th.Tensor) or saved.shape != own.shape:
-            raise ValueError(f"{name} is no tensor of shape {tuple(own.shape)}")
-    elif isinstance(own, dict):  # an optimizer's: its state may not have begun yet
-        groups = (
-            [len(group["params"]) for group in own["param_groups"]],
-            [len(group["params"]) for group in saved["param_groups"]],
-        )
-        if groups[0] != groups[1]:
-            raise ValueError(f"{name} has {groups[1]} parameters instead of {groups[0]}")
+def _differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
+    """:return: what is in both and differs"""
+    return [f"{name} is {own[name]}, was {saved[name]}" for name in own if saved.get(name, own[name]) != own[name]]
 
 
-def _begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any], last: Any) -> bool:
+def _begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> list[str]:
     """
-    Reset the environments, where possible to where they were.
+    Reset the environments, where possible to where they were. Beside the system nothing else can fail once a checkpoint has
+    been checked, and nothing of the model has been changed if this does.
 
-    :param model: whose statistics are restored already, and stay
+    :param model: whose statistics of observations are restored here
     :param content: of state.json
-    :param last: the observations that were to be acted on
-    :return: whether all are where they were
+    :return: why the environments are not where they were
+    :raises CheckpointError: if an environment cannot be reset
     """
     env, normalize = model.env, model.get_vec_normalize_env()
     assert env is not None
-    after, before = content["environments"], content["before episodes"]
-    if content["seeds"] is not None:  # nothing has begun yet
-        env.unwrapped._seeds = list(content["seeds"])
-        model._last_obs = None
-        return True
-    if after is not None:
-        # The first reset of a VecEnv seeds its environments
-        env.reset()
-        starts = before or [None] * len(after)
-        random_state.set_env_states(env, [start or state for start, state in zip(starts, after, strict=True)])
-    observations = env.reset()
+    old = normalize and (copy.deepcopy((normalize.obs_rms, normalize.ret_rms)), normalize.training)
+    model._last_obs = None  # of an episode that ends here
+    try:
+        if normalize is not None:
+            # What is observed at the reset has been counted before
+            environments.set_moments(normalize, content["VecNormalize"])
+            normalize.training = False
+        if content["seeds"] is not None:  # nothing has begun yet
+            env.unwrapped._seeds = list(content["seeds"])
+            return environments.unknown(env, content["environments"])
+        observations, why = environments.begin_episodes(env, content["environments"], content["boundary"])
+    except Exception as error:
+        if normalize is not None:
+            normalize.obs_rms, normalize.ret_rms = old[0]  # type: ignore[index]  # was stored
+        raise CheckpointError(f"The environments could not be reset ({error}): the model is as before.") from error
+    finally:
+        if normalize is not None:
+            normalize.training = old[1]  # type: ignore[index]  # was stored
+    model._last_obs = observations
     model._last_original_obs = None if normalize is None else normalize.get_original_obs()
-    if normalize is not None:
-        # The reset has been counted before
-        state.set_vec_normalize_state(normalize, content["VecNormalize"])
-        observations = normalize.normalize_obs(model._last_original_obs)  # type: ignore[arg-type]  # Dict of arrays
-    model._last_obs = observations  # type: ignore[assignment]  # Dict of arrays
     model._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
-    exactly = (
-        after is not None
-        and before is not None
-        and all(start is not None for start in before)
-        and random_state.env_states(env) == after
-        and _equal(last, observations)
-    )
-    if exactly:
-        model._last_obs = last
-    return exactly
-
-
-def _equal(first: Any, second: Any) -> bool:
-    """:return: whether observations are the same"""
-    if isinstance(first, dict):
-        return set(first) == set(second) and all(_equal(first[key], second[key]) for key in first)
-    return np.array_equal(first, second)
+    why += environments.unknown(env, content["environments"])
+    if not why and content["observations"] != state.digest(observations):
+        why.append("reset() has given other observations")
+    return why

@@ -1,0 +1,201 @@
+"""What a checkpoint may say: checks that return the value or raise ValueError with its name, before a model is touched."""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+
+Check = Callable[[str, Any], Any]
+# Second moments, variances, counts
+_NOT_NEGATIVE = ("exp_avg_sq", "square_avg", "sum", "step", "running_var", "num_batches_tracked", "var", "count")
+# The last position in the buffer of each bit generator: NumPy does not check what it is given
+_POSITIONS = {"PCG64": 0, "PCG64DXSM": 0, "MT19937": 624, "Philox": 4, "SFC64": 0}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read: one sentence that says why; the model and older checkpoints are as before."""
+
+
+def number(low: float = -math.inf, high: float = math.inf, kind: Any = float) -> Check:
+    """:return: a check for finite numbers in a range"""
+
+    def check(name: str, value: Any) -> Any:
+        if type(value) not in (int, kind) or not low <= value <= high or abs(value) == math.inf:
+            raise ValueError(f"{name} is {value!r:.40} instead of a number from {low} to {high}")
+        return kind(value)
+
+    return check
+
+
+def whole(low: int = 0, high: int = 2**63 - 1) -> Check:
+    """:return: a check for integers in a range"""
+    return number(low, high, int)
+
+
+def of_type(kind: type) -> Check:
+    """:return: a check for the type"""
+
+    def check(name: str, value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"{name} is {value!r:.40} instead of {kind.__name__}")
+        return value
+
+    return check
+
+
+def optional(inner: Check) -> Check:
+    """:return: a check that lets None pass"""
+    return lambda name, value: None if value is None else inner(name, value)
+
+
+def sequence(inner: Check, length: int | None = None) -> Check:
+    """:return: a check for lists, of one length if given"""
+
+    def check(name: str, value: Any) -> list[Any]:
+        if len(of_type(list)(name, value)) != length is not None:
+            raise ValueError(f"{name} has {len(value)} entries instead of {length}")
+        return [inner(f"{name}[{index}]", item) for index, item in enumerate(value)]
+
+    return check
+
+
+def record(fields: dict[Any, Check], more: Check | None = None) -> Check:
+    """:return: a check for dictionaries with these fields, and others only if there is a check for them"""
+
+    def check(name: str, value: Any) -> dict[Any, Any]:
+        if not isinstance(value, dict) or not fields.keys() <= value.keys() or (more is None and len(value) > len(fields)):
+            raise ValueError(f"{name} does not have the entries {sorted(fields)}")
+        return {key: fields.get(key, more)(f"{name}.{key}", item) for key, item in value.items()}  # type: ignore[misc]
+
+    return check
+
+
+def numbers(name: str, value: Any) -> Any:
+    """Check for a number, infinity included, or lists of them."""
+    if type(value) is list:
+        return [numbers(name, item) for item in value]
+    return value if isinstance(value, (bool, float)) else whole(-(2**63))(name, value)
+
+
+def tensor_like(own: th.Tensor) -> Check:
+    """:return: a check for finite tensors of the type and shape of one; what comes out shares no memory with what came in"""
+
+    def check(name: str, value: Any) -> th.Tensor:
+        if (
+            not isinstance(value, th.Tensor)
+            or value.layout != th.strided
+            or (value.shape, value.dtype) != (own.shape, own.dtype)
+        ):
+            raise ValueError(f"{name} is no tensor of {own.dtype} and shape {list(own.shape)}")
+        copy = th.empty(own.shape, dtype=own.dtype).copy_(value.detach())
+        if not th.isfinite(copy).all() or (name.endswith(_NOT_NEGATIVE) and (copy < 0).any()):
+            raise ValueError(f"{name} holds numbers that are not finite or negative")
+        return copy
+
+    return check
+
+
+def packed_like(own: Any) -> Check:
+    """:return: a check for packed arrays of the types and shapes of one's own, each checked as a tensor"""
+    if "__array__" in own:
+        return lambda name, value: tensor_like(th.from_numpy(unpack(own)))(name, th.from_numpy(unpack(value))).numpy()
+    return record({key: packed_like(item) for key, item in own.items()})
+
+
+def to_builtin(value: Any) -> Any:
+    """:return: the value with NumPy's arrays and numbers as lists and Python's"""
+    if isinstance(value, dict):
+        return {key: to_builtin(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_builtin(item) for item in value]
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def pack(value: Any) -> Any:
+    """
+    :param value: numbers, strings, arrays, NumPy's generators, or lists and dictionaries of them
+    :return: what JSON can hold of it
+    :raises TypeError: if it is anything else
+    """
+    if isinstance(value, np.random.Generator):
+        return {"__generator__": to_builtin(value.bit_generator.state)}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return {"__array__": value.tolist(), "dtype": value.dtype.str, "shape": list(value.shape)}
+    if isinstance(value, dict) and all(type(key) is str for key in value):
+        return {key: pack(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [pack(item) for item in value]
+    value = to_builtin(value)
+    if value is not None and not isinstance(value, (bool, int, float, str)):
+        raise TypeError(f"its state holds a {type(value).__name__}")
+    return value
+
+
+def unpack(value: Any) -> Any:
+    """:return: what ``pack`` was given; ValueError if it was given something else"""
+    if isinstance(value, list):
+        return [unpack(item) for item in value]
+    if isinstance(value, dict) and "__generator__" in value:
+        return generator("generator", value["__generator__"])
+    if isinstance(value, dict) and "__array__" in value:
+        array = np.array(numbers("array", value["__array__"]), dtype=of_type(str)("dtype", value["dtype"]))
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"an array has the type {array.dtype}")
+        return array.reshape(sequence(whole())("shape", value["shape"]))
+    return {key: unpack(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def generator(name: str, state: Any) -> np.random.Generator:
+    """Check for the state of one of NumPy's generators; gives a generator that continues from there."""
+    kind = state["bit_generator"]
+    if kind not in _POSITIONS:
+        raise ValueError(f"{name} is of no known kind")
+    bit_generator = getattr(np.random, kind)()
+    outer, inner = (
+        {key: np.asarray(item, np.uint64) if isinstance(item, list) else item for key, item in each.items()}
+        for each in (state, state["state"])
+    )
+    for position in (inner.get("pos", 0), outer.get("buffer_pos", 0)):
+        whole(0, _POSITIONS[kind])(f"{name}'s position", position)
+    bit_generator.state = {**outer, "state": inner}
+    if to_builtin(bit_generator.state) != state:
+        raise ValueError(f"{name} has no state of {kind}")
+    return np.random.Generator(bit_generator)
+
+
+def random_state() -> dict[str, Any]:
+    """:return: states of Python's, NumPy's and PyTorch's global generators"""
+    cuda = th.cuda.get_rng_state_all() if th.cuda.is_available() else []
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": th.get_rng_state().numpy()}
+    return to_builtin({**states, "cuda": [each.numpy() for each in cuda]})
+
+
+def set_random_state(name: str, state: Any) -> Callable[[], None]:
+    """Check for what ``random_state`` gave, tried on generators of its own; gives a function that sets the global ones."""
+    state = record(dict.fromkeys(("python", "numpy", "torch", "cuda"), of_type(list)))(name, state)
+    version, internal, gauss = state["python"]
+    python = (version, tuple(internal), optional(number())(name, gauss))
+    random.Random().setstate(python)
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    legacy = (
+        kind,
+        np.array(keys, np.uint32),
+        whole(0, 624)(name, position),
+        whole(0, 1)(name, has_gauss),
+        number()(name, cached),
+    )
+    np.random.RandomState().set_state(legacy)
+    tensors = [th.tensor(sequence(whole(0, 255))(name, each), dtype=th.uint8) for each in (state["torch"], *state["cuda"])]
+    th.Generator().set_state(tensors[0])
+
+    def apply() -> None:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        th.set_rng_state(tensors[0])
+        if th.cuda.is_available() and len(tensors) - 1 == th.cuda.device_count():
+            th.cuda.set_rng_state_all(tensors[1:])
+
+    return apply
