@@ -27,7 +27,8 @@ _SERVED = {
 # They keep nothing but what is served, and draw from np_random alone
 _KNOWN = (
     *(f"gymnasium.envs.{name}." for name in ("classic_control", "box2d", "mujoco", "toy_text")),
-    *("gymnasium.wrappers.", "sb3_contrib.common.wrappers.", *_SERVED),
+    # RL Zoo replaces gymnasium's TimeLimit in every process that imports it
+    *("gymnasium.wrappers.", "sb3_contrib.common.wrappers.", "rl_zoo3.gym_patches.", *_SERVED),
 )
 # They call a function of the user's
 _OPEN = ("TransformAction", "TransformObservation", "TransformReward")
