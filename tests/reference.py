@@ -1,6 +1,7 @@
 """SAC with a value network written a second time, as plainly as possible, from the paper's equations.
 
-It shares no code with the package but reads its options: SB3's own actor and critic, ``th.distributions``, one loss after the other with its own
+It shares no code with the package but reads its options:
+SB3's own actor and critic, ``th.distributions``, one loss after the other with its own
 backward pass, plain optimizers. All gradients are taken at the weights before the step, as in the authors' code.
 """
 

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import SAC
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from sb3_softvalue import SACV
 from sb3_softvalue.execution import choice
-from tests.helpers import assert_same, box_env, differs, everything, filled, parameters_of, train
+from tests.helpers import assert_same, box_env, differs, everything, filled, parameters_of, small, train
 from tests.scenarios import OwnExtractor, run
 
 pytestmark = pytest.mark.usefixtures("compilations")
@@ -306,3 +308,13 @@ def test_a_model_ends_with_its_last_reference():
     del model
     gc.collect()
     assert not any(ref() for ref in gone)
+
+
+def test_distributions_are_still_validated():
+    """Dynamo switches it off for the whole process: SB3's policies would act on NaN."""
+    train(filled(box_env(), execution="compiled"), 3)
+    policy = small(SAC, box_env()).policy
+    with th.no_grad():
+        policy.actor.mu.bias.fill_(th.nan)
+    with pytest.raises(ValueError, match="Expected parameter loc"):
+        policy.predict(np.zeros(3, dtype=np.float32))

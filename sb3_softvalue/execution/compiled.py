@@ -2,7 +2,7 @@
 
 PyTorch's private interface in this file: ``torch._inductor.compile``, which the direct calls below need, and
 ``torch._dynamo.config.trace_autograd_ops``, which lets PyTorch 2.11 to 2.13 trace ``torch.autograd.grad``; without it nothing
-can be compiled there and updates run eagerly.
+can be compiled there and updates run eagerly. ``Distribution._validate_args`` is read to be set again.
 """
 
 import operator
@@ -204,4 +204,9 @@ def tracing() -> Iterator[None]:
     with _LOCK, traces, warnings.catch_warnings():
         # They would be errors where warnings are
         warnings.simplefilter("ignore")
-        yield
+        validates = th.distributions.Distribution._validate_args
+        try:
+            yield
+        finally:
+            # Dynamo switches it off for good, and SB3's policies would no longer refuse NaN
+            th.distributions.Distribution.set_default_validate_args(validates)
