@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from sb3_softvalue.update import JointObjective, draw_noise, objective_gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_softvalue import SACV
 from sb3_softvalue.execution.batches import sample_batches
+from sb3_softvalue.update import JointObjective, draw_noise, objective_gradients
 from tests.helpers import RandomEnv
 
 pytest.importorskip("tqdm", reason="the benchmark's progress bar is not installed")

@@ -8,14 +8,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from sb3_softvalue.guard import NonFiniteError
-from sb3_softvalue.guard.errors import non_finite_names
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_softvalue import SACV
 from sb3_softvalue.execution.optimizers import OptimizerStep
+from sb3_softvalue.guard import NonFiniteError
+from sb3_softvalue.guard.errors import non_finite_names
 from tests.helpers import PointGoalEnv, assert_same, box_env, filled, small, train
 
 LEARNING_STARTS = 20
