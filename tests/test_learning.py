@@ -194,9 +194,12 @@ def train_whole(run: Run, report_to: list[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in report_to]
 
 
-@pytest.mark.parametrize("algorithm, lost, begun", [("sacv", 100, 0), ("sacv", 700, 600), ("sac", 500, 0)])
+RESUMED = [("sacv", 100, 0), ("sacv", 700, 600), ("sac", 500, 400), ("tqc", 300, 200)]
+
+
+@pytest.mark.parametrize("algorithm, lost, begun", RESUMED)
 def test_continues_from_its_checkpoint(algorithm, lost, begun, tmp_path, monkeypatch):
-    """Lost before the first checkpoint and after it: everything is reported again, and SACV trains only what was not kept."""
+    """Lost before the first checkpoint and after it: everything is reported again, and only what was not kept is trained."""
     monkeypatch.setattr("benchmarks.learning.run.EPISODES", 2)
     run = small_run(algorithm, steps=800, evaluate_every=100, checkpoints=str(tmp_path))
     whole = train_whole(dataclasses.replace(run, checkpoints=""), [])

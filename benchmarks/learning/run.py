@@ -1,8 +1,8 @@
 """One training in a process of its own, evaluated on the way.
 
 The process gets its run as one line of JSON and reports each evaluation as another. A run that is started again reports
-all of its evaluations from the first one: nobody needs to know how far it was. SACV continues from its last checkpoint and
-repeats what it reported until there, SB3's algorithms begin again.
+all of its evaluations from the first one: nobody needs to know how far it was. It continues from its last checkpoint and
+repeats what it reported until there.
 """
 
 import dataclasses
@@ -89,11 +89,11 @@ class EvaluationLog:
             evaluations, the time from the first of them is that of the steps before, by their number.
         :raises LookupError: if an evaluation until there is lost
         """
-        from sb3_softvalue.checkpoint import CheckpointError
+        from sb3_softvalue.checkpoint import CheckpointError, load_checkpoint
 
         assert self.folder is not None
         try:
-            model.load_checkpoint(self.folder)
+            load_checkpoint(model, self.folder)
         except CheckpointError:  # none was written yet
             shutil.rmtree(self.folder, ignore_errors=True)
             return [0.0, 0.0]

@@ -117,8 +117,8 @@ class Run:
 
     @property
     def can_resume(self) -> bool:
-        """:return: whether it has checkpoints, which SACV alone can write"""
-        return bool(self.checkpoints) and ALGORITHMS[self.algorithm].model == "sacv"
+        """:return: whether it has checkpoints"""
+        return bool(self.checkpoints)
 
 
 def make_model(run: Run) -> Any:

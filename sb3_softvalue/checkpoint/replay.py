@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import pathlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -142,26 +141,6 @@ def read_blocks(buffer: ReplayBuffer, folder: pathlib.Path, names: dict[str, lis
                 raise ValueError(f"block {file} holds no rows of the buffer")
             if fill:
                 own[...] = block
-
-
-def truncate_open_episodes(buffer: ReplayBuffer) -> None:
-    """
-    Let the episodes that were under way end at the last row of the buffer, as by a time limit: what follows is another one.
-
-    :param buffer: nothing is done where it is empty
-    """
-    if not buffer.pos and not buffer.full:
-        return
-    last = (buffer.pos - 1) % buffer.buffer_size
-    if isinstance(buffer, HerReplayBuffer):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it truncates is what it is called for
-            buffer.truncate_last_trajectory()
-    elif isinstance(buffer, NStepReplayBuffer):
-        buffer.timeouts[last] = np.maximum(buffer.timeouts[last], 1.0 - buffer.dones[last])
-    elif buffer.optimize_memory_usage:
-        # As SB3 does where learn() begins anew (its issue 46): the next row's observation will be of another episode
-        buffer.dones[last] = 1.0
 
 
 def at_episode_boundary(buffer: ReplayBuffer) -> Any:

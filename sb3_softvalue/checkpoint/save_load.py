@@ -29,6 +29,7 @@ from sb3_softvalue.checkpoint.folder import (
 )
 from sb3_softvalue.checkpoint.schema import CheckpointError
 from sb3_softvalue.checks import check_whole_number
+from sb3_softvalue.finite import truncate_open_episodes
 
 KEEP = 2
 # How often a checkpoint is sought anew where another process has removed the one that was being read
@@ -202,7 +203,7 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
         raise _damaged(path, error) from error
     state.apply(model, content, tensors)
     if why and content["seeds"] is None:
-        replay.truncate_open_episodes(buffer)
+        truncate_open_episodes(buffer)
     content["random"]()
     runs[model] = _Run(manifest["run"], content["callbacks"])
     changed = _differences(content["options"], state.options(model))
