@@ -249,7 +249,8 @@ class SACVPolicy(SACPolicy):
         """
         for network in (self.actor, self.critic, self.value):
             if _PLAIN_MODULES.issuperset(map(type, submodules(network))):
-                network.training = mode
+                # A plain attribute, set without looking for parameters of that name
+                object.__setattr__(network, "training", mode)
             else:
                 network.set_training_mode(mode)
         self.training = mode
