@@ -511,7 +511,7 @@ class SACV(SAC):
         :param truncate_last_traj: With ``HerReplayBuffer``, whether the last trajectory is over
         :raises ValueError: if it was filled in other spaces, or by another number of environments
         """
-        before = self.replay_buffer
+        before = getattr(self, "replay_buffer", None)  # scripts delete it to free its memory
         super().load_replay_buffer(path, truncate_last_traj)
         try:
             assert self.replay_buffer is not None

@@ -239,6 +239,11 @@ def test_load_replay_buffer_of_others(tmp_path):
     with pytest.raises(ValueError, match="filled by 2 environments in parallel, the model has 1"):
         model.load_replay_buffer(tmp_path / "two")
     assert model.replay_buffer is buffer
+    # As scripts do to free the memory first
+    model.save_replay_buffer(tmp_path / "own")
+    del model.replay_buffer
+    model.load_replay_buffer(tmp_path / "own")
+    assert model.replay_buffer.size() == buffer.size()
 
 
 def test_continued_without_a_buffer(tmp_path):
