@@ -160,7 +160,8 @@ class FiniteCheck:
         :raises NonFiniteError: if that is the reason
         """
         self._stop_for_parameters(model, error)
-        assert model._last_obs is not None
+        if model._last_obs is None:  # the error is from elsewhere
+            return
         mean, log_std, _ = model.actor.get_action_dist_params(model.policy.obs_to_tensor(model._last_obs)[0])
         if not bool(th.isfinite(mean).all() & th.isfinite(log_std.exp()).all()):
             largest = max(float(parameter.abs().max()) for parameter in model.actor.parameters())

@@ -302,7 +302,7 @@ class SACV(SAC):
             update_actor = (self._n_updates + 1) % self.policy_delay == 0
             stepped = optimizers if update_actor else optimizers[:2]
             params = [learned_params(optimizer) for optimizer in stepped]
-            inputs = UpdateInputs(batch, draw_noise(self.actor, batch_size, self.device), self.temperature())
+            inputs = UpdateInputs(batch, draw_noise(self.actor, len(batch.rewards), self.device), self.temperature())
             gradients, metrics = self._executor(objective, list(chain(*params)), inputs, update_actor)
             if check is not None:
                 found_inf = check.check_update(self, batch, metrics, found_inf)
