@@ -82,6 +82,16 @@ ALGORITHMS = {
         "black",
         {"action_prior": "normalized_uniform", "gradient_steps": 2},
     ),
+    # What V adds to the arm before: SAC with the same constant taken from its bonus, and as many updates
+    "sac-normalized-gs-2": Algorithm(
+        "sac-normalized", "SAC, normalized prior, gradient_steps = 2", "brown", {"gradient_steps": 2}
+    ),
+    "sacv-normalized-gs-2-delay-2": Algorithm(
+        "sacv",
+        "SACV, normalized prior, gradient_steps = 2, policy_delay = 2",
+        "olive",
+        {"action_prior": "normalized_uniform", "gradient_steps": 2, "policy_delay": 2},
+    ),
     "sacv-layer-norm": Algorithm(
         "sacv", "SACV, layer norm in Q and V, τ = 0.01", "grey", {"tau": 0.01, "policy": "LayerNormPolicy"}
     ),

@@ -26,6 +26,8 @@ PREDICTED = {
     "sacv-normalized": 1350,
     "sac-normalized": 1500,
     "sacv-normalized-gs-2": 2000,
+    "sac-normalized-gs-2": 2100,
+    "sacv-normalized-gs-2-delay-2": 1900,
     "sacv-gs-2": 1400,
     "sacv-n-steps-3": 1300,
     "sacv-alpha-0.01": 1250,
