@@ -361,7 +361,7 @@ class SACV(SAC):
     def _joint_objective(self) -> JointObjective:
         """:return: the objective of the present networks, which may have been exchanged"""
         networks = self.actor, self.critic, self.value, self.value_target
-        if self._objective is None or self._objective.of != (*networks, self.action_prior):
+        if self._objective is None or self._objective.key != (*networks, self.action_prior):
             self._objective = JointObjective(*networks, self.action_prior)
         return self._objective
 
