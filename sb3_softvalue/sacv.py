@@ -99,8 +99,8 @@ class SACV(SAC):
         None does not clip
     :param action_prior: p(a) over the squashed action. The objective maximises α·(log p(a) - log π(a|s)). "uniform" leaves out
         the constant log p(a), so that the bonus is the entropy. "normalized_uniform" keeps it: the bonus is d·ln 2 nats a step
-        smaller and never positive. The optimal policy is the same unless episodes can end early, where a positive bonus rewards
-        staying alive. "normal" is N(0, I), as in the authors' code
+        smaller and never positive. The optimal policy is the same unless episodes can end early, where a positive bonus
+        rewards staying alive. "normal" is N(0, I), as in the authors' code
     :param policy_delay: step the actor and the temperature only at every ``policy_delay``-th gradient step; the critics and
         the value network are stepped each time, and V's target always samples the present policy
     :param check_finite: stop with a ``NonFiniteError`` at the first observation, reward, action, loss or gradient that is not
