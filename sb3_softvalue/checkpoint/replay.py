@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softvalue.checkpoint.folder import BLOCKS, WRITING, note, sync_folder
+from sb3_softvalue.checkpoint.folder import BLOCK, BLOCKS, WRITING, sync_folder, write_file
 from sb3_softvalue.checkpoint.schema import CheckpointError
 
 KNOWN = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
@@ -70,13 +70,8 @@ def write_blocks(buffer: ReplayBuffer, folder: pathlib.Path) -> dict[str, list[s
             digest.update(content.data)
             path = folder / BLOCKS / f"{digest.hexdigest()}.npy"
             if not _is_whole(path):
-                note(folder, [f"{BLOCKS}/{path.name}"])
-                with open(folder / WRITING / "block.npy", "wb") as file:
-                    file.write(header)
-                    file.write(content.data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(folder / WRITING / "block.npy", path)
+                write_file(folder / WRITING / BLOCK, header, content.data)
+                os.replace(folder / WRITING / BLOCK, path)
                 _checked.add(_signature(path))
             names[name].append(path.name)
     sync_folder(folder / BLOCKS)

@@ -18,12 +18,11 @@ from sb3_softvalue.checkpoint import environments, replay, state, upgrade
 from sb3_softvalue.checkpoint.folder import (
     FORMAT,
     checkpoints,
-    claim,
+    claimed,
     commit,
     newest,
     read_files,
     read_manifest,
-    release,
     unfinished,
     writing,
 )
@@ -137,17 +136,13 @@ def save_checkpoint(
     file = io.BytesIO()
     th.save(tensors, file)
     files = {"state.json": text.encode(), "tensors.pt": file.getvalue()}
-    with writing(folder):
-        claim(folder)
-    try:
+    with claimed(folder):
         if not overwrite:
             check_owner(model, folder)
         run = runs.setdefault(model, _Run(uuid.uuid4().hex, []))
         with writing(folder), unfinished(folder):
             blocks = replay.write_blocks(model.replay_buffer, folder)
             commit(folder, files, {"run": run.name, "blocks": blocks, "facts": state.facts(model)}, keep)
-    finally:
-        release(folder)
 
 
 def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> Resumed:
