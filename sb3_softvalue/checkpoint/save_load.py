@@ -132,7 +132,7 @@ def save_checkpoint(
         state.json_schema(model)("state", json.loads(text))
         state.tensors_schema(model)("tensors", tensors)
     except ValueError as error:
-        raise CheckpointError(f"The training could not be continued from here ({error}): older checkpoints stay.") from error
+        raise _no_continuing(error) from error
     file = io.BytesIO()
     th.save(tensors, file)
     files = {"state.json": text.encode(), "tensors.pt": file.getvalue()}
@@ -141,8 +141,21 @@ def save_checkpoint(
             check_owner(model, folder)
         run = runs.setdefault(model, _Run(uuid.uuid4().hex, []))
         with writing(folder), unfinished(folder):
-            blocks = replay.write_blocks(model.replay_buffer, folder)
+            try:
+                blocks = replay.write_blocks(model.replay_buffer, folder, _is_finite(model))
+            except ValueError as error:
+                raise _no_continuing(error) from error
             commit(folder, files, {"run": run.name, "blocks": blocks, "facts": state.facts(model)}, keep)
+
+
+def _is_finite(model: OffPolicyAlgorithm) -> bool:
+    """:return: whether it would stop at a number that is not finite; others learn from it, as from any buffer of SB3"""
+    return bool(getattr(model, "check_finite", False))
+
+
+def _no_continuing(error: Exception) -> CheckpointError:
+    """:return: one sentence"""
+    return CheckpointError(f"The training could not be continued from here ({error}): older checkpoints stay.")
 
 
 def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> Resumed:
@@ -175,25 +188,26 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
     buffer: Any = model.replay_buffer
     try:
         manifest = read_manifest(path)
-        if manifest["format"] == FORMAT:
-            state.check_facts(manifest["facts"], state.facts(model))
-        else:
-            upgrade.check_facts(manifest["facts"], model)
+        is_old = manifest["format"] != FORMAT
+        own = state.facts(model)
+        state.check_facts(
+            manifest["facts"], {name: own[name] for name in own if not is_old or name not in upgrade.OTHER_FACTS}
+        )
         files = read_files(path, manifest)
         content = json.loads(files["state.json"])
         tensors = th.load(io.BytesIO(files["tensors.pt"]), map_location="cpu", weights_only=True)
-        if manifest["format"] != FORMAT:
+        if is_old:
             content, tensors = upgrade.upgrade(content, tensors)
         content, tensors = state.json_schema(model)("state", content), state.tensors_schema(model)("tensors", tensors)
         rows = replay.n_rows(buffer, content["buffer"]["pos"], content["buffer"]["full"])
-        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=False)
+        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, _is_finite(model), fill=False)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a file can be made to say: none of it has reached the model
         raise _damaged(path, error) from error
     why = _begin_episodes(model, content)
     try:
-        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=True)
+        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, _is_finite(model), fill=True)
     except (ValueError, OSError) as error:  # removed since it was checked: the next checkpoint is there
         raise _damaged(path, error) from error
     state.apply(model, content, tensors)
