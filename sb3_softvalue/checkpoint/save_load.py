@@ -189,10 +189,7 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
     try:
         manifest = read_manifest(path)
         is_old = manifest["format"] != FORMAT
-        own = state.facts(model)
-        state.check_facts(
-            manifest["facts"], {name: own[name] for name in own if not is_old or name not in upgrade.OTHER_FACTS}
-        )
+        state.check_facts(manifest["facts"], upgrade.facts(model) if is_old else state.facts(model))
         files = read_files(path, manifest)
         content = json.loads(files["state.json"])
         tensors = th.load(io.BytesIO(files["tensors.pt"]), map_location="cpu", weights_only=True)

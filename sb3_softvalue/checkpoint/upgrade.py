@@ -3,12 +3,19 @@
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_softvalue.checkpoint import state
 from sb3_softvalue.checkpoint.schema import pack
 
 # Written differently since: the shapes of the tensors and the statistics are compared instead
-OTHER_FACTS = {"observation space", "action space", "VecNormalize", "layers", "networks", "optimizers", "options"}
+_OTHERS = {"VecNormalize", "layers", "networks", "optimizers", "options"}
+
+
+def facts(model: OffPolicyAlgorithm) -> dict[str, Any]:
+    """:return: what must be the same in the model that continues, as far as format 1 says it"""
+    own = {name: fact for name, fact in state.facts(model).items() if name not in _OTHERS}
+    return own | {"observation space": str(model.observation_space), "action space": str(model.action_space)}
 
 
 def upgrade(content: dict[str, Any], tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
