@@ -25,7 +25,7 @@ test-zoo: $(VENV)/.with-tests
 test-kill: $(VENV)/.with-tests
 	$(BIN)/python -m pytest tests/test_checkpoint_kill.py -m slow -s
 
-# Projects that train with SB3's SAC, two gigabytes in an environment of their own
+# Projects that train with SB3's SAC, three gigabytes in an environment of their own
 test-ecosystem: VENV = .venv-ecosystem
 test-ecosystem:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
