@@ -197,6 +197,8 @@ def _check_policy_kwargs(model: SAC) -> None:
     for sizes in net_arch.values() if isinstance(net_arch, dict) else (net_arch,) if net_arch is not None else ():
         if not isinstance(sizes, (list, tuple)) or not all(_is_number(size) and size >= 1 for size in sizes):
             raise ValueError(f"net_arch must be a list of layer sizes, or such lists for 'pi' and 'qf', got {net_arch!r}.")
+    if kwargs.get("actor_keys") is not None:
+        _check_actor_keys(kwargs["actor_keys"], space, kwargs.get("share_features_extractor", False))
     if "features_extractor_class" in kwargs:
         return
     if issubclass(model.policy_class, MultiInputPolicy) and not isinstance(space, spaces.Dict):
@@ -214,6 +216,18 @@ def _check_policy_kwargs(model: SAC) -> None:
                 f"SB3's network for images needs {_SMALLEST_IMAGE} by {_SMALLEST_IMAGE} pixels or more, got {part}: make "
                 "them larger, flatten them, or give a features_extractor_class."
             )
+
+
+def _check_actor_keys(keys: Any, space: spaces.Space, share_features_extractor: bool) -> None:
+    """
+    :raises ValueError: if they are no observations, or Q and V would see what the actor's features extractor makes of them
+    """
+    if not isinstance(space, spaces.Dict):
+        raise ValueError(f"actor_keys needs Dict observations, got {space}: give what the actor sees a key of its own.")
+    if not isinstance(keys, (list, tuple)) or not keys or not all(key in space.spaces for key in keys):
+        raise ValueError(f"actor_keys must be a list of some of the observations {list(space.spaces)}, got {keys!r}.")
+    if share_features_extractor:
+        raise ValueError("share_features_extractor must be False with actor_keys: Q and V read what the actor does not see.")
 
 
 def _check_replay_buffer(model: SAC) -> None:

@@ -1,6 +1,6 @@
 """Policies of SACV: SB3's SAC actor and critics, and beside them the state-value network V and its target."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -77,12 +77,33 @@ class ValueNetwork(BaseModel):
         return self.vf(features)
 
 
+class PartialActor(Actor):
+    """
+    SB3's actor that sees only some keys of a Dict observation, those of its ``observation_space``.
+    """
+
+    observation_space: spaces.Dict
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
+        """
+        :param obs: a dict of tensors of shape (batch, *obs_shape); other keys than the actor's are left out
+        :param features_extractor: of the actor's keys
+        :return: the features
+        :raises ValueError: if one of the actor's keys is missing
+        """
+        assert isinstance(obs, dict)
+        missing = [key for key in self.observation_space.spaces if key not in obs]
+        if missing:
+            raise ValueError(f"The actor needs the observations {list(self.observation_space.spaces)}, {missing} is missing.")
+        return super().extract_features({key: obs[key] for key in self.observation_space.spaces}, features_extractor)
+
+
 # Modules of which one knows that they compute the same in training and in evaluation mode, hold no state but parameters and
 # plain numbers that PyTorch's layers do not change, and draw no random numbers. A subclass may do anything and is not among
 # them.
 _PLAIN_MODULES: frozenset[type[nn.Module]] = frozenset(
     {
-        *(Actor, ContinuousCritic, ValueNetwork, FlattenExtractor, NatureCNN, CombinedExtractor),
+        *(Actor, PartialActor, ContinuousCritic, ValueNetwork, FlattenExtractor, NatureCNN, CombinedExtractor),
         *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding),
         *(nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Flatten, nn.Unflatten, nn.Identity),
         *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SELU, nn.SiLU, nn.Mish),
@@ -364,8 +385,34 @@ class MultiInputPolicy(SACVPolicy, SACMultiInputPolicy):
     """
     Policy class for SACV on Dict observations: ``SACVPolicy`` whose default features extractor is ``CombinedExtractor``.
 
-    The parameters are those of ``SACVPolicy``; the constructor is that of SB3's ``MultiInputPolicy`` for SAC.
+    The parameters are those of ``SACVPolicy``, the constructor is that of SB3's ``MultiInputPolicy`` for SAC, and one more:
+
+    :param actor_keys: the observations that the actor sees, while Q and V see all (asymmetric actor-critic); None: all
     """
+
+    actor_keys: list[str] | None = None
+
+    def __init__(self, *args: Any, actor_keys: Sequence[str] | None = None, **kwargs: Any):
+        self.actor_keys = None if actor_keys is None else list(actor_keys)
+        super().__init__(*args, **kwargs)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
+        """
+        :param features_extractor: of what the actor sees; None makes a new one
+        :return: an actor with fresh weights
+        """
+        if self.actor_keys is None:
+            return super().make_actor(features_extractor)
+        assert isinstance(self.observation_space, spaces.Dict)
+        space = spaces.Dict({key: self.observation_space[key] for key in self.actor_keys})
+        if features_extractor is None:
+            features_extractor = self.features_extractor_class(space, **self.features_extractor_kwargs)
+        actor_kwargs = self._update_features_extractor(self.actor_kwargs | {"observation_space": space}, features_extractor)
+        return PartialActor(**actor_kwargs).to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        own = {} if self.actor_keys is None else {"actor_keys": self.actor_keys}
+        return super()._get_constructor_parameters() | own
 
 
 # SB3's policies for SAC and what stands for each of them here

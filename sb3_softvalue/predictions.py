@@ -17,11 +17,13 @@ Observation = np.ndarray | dict[str, np.ndarray]
 
 def values(model: Model, observation: Observation) -> np.ndarray:
     """See ``SACV.predict_values``."""
+    _check_whole(model, observation)
     return _evaluate(model, observation, lambda obs: model.value(obs).squeeze(dim=1))
 
 
 def q_values(model: Model, observation: Observation, actions: np.ndarray) -> np.ndarray:
     """See ``SACV.predict_q_values``."""
+    _check_whole(model, observation)
     scaled = _scale_actions(model, actions)
     return _evaluate(model, observation, lambda obs, scaled: th.cat(model.critic(obs, scaled), dim=1), scaled)
 
@@ -72,6 +74,16 @@ def _evaluate(
     with th.no_grad():
         result = function(*arguments).cpu().numpy()
     return result if vectorized else result.squeeze(axis=0)
+
+
+def _check_whole(model: Model, observation: Observation) -> None:
+    """
+    :raises ValueError: if one of the observations that Q and V read is missing
+    """
+    if isinstance(observation, dict):
+        missing = [key for key in model.observation_space.spaces if key not in observation]
+        if missing:
+            raise ValueError(f"Q and V need all observations, also those that the actor does not see: {missing} is missing.")
 
 
 def _scale_actions(model: Model, actions: np.ndarray) -> np.ndarray:

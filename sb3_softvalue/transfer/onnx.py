@@ -19,7 +19,7 @@ _OPSET = 18
 
 
 def export_onnx(
-    model: Any, path: str | pathlib.Path, include_value: bool = True, vec_normalize: VecNormalize | None = None
+    model: Any, path: str | pathlib.Path, include_value: bool | None = None, vec_normalize: VecNormalize | None = None
 ) -> None:
     """
     Write a model as an ONNX graph that needs neither PyTorch nor this package. The number of observations is dynamic.
@@ -32,13 +32,16 @@ def export_onnx(
 
     :param model: a SACV
     :param path: of the file to write
-    :param include_value: whether the graph has the output "value"
+    :param include_value: whether the graph has the output "value", and with it all observations as inputs; None: unless the
+        actor sees only some of them (``actor_keys``), which are the inputs then
     :param vec_normalize: its normalisation of observations is put into the graph; None takes that of the model's environment
     :raises ImportError: if onnx or onnxscript is not installed
     :raises ValueError: if the policy or the normalisation cannot be exported, or does not fit the observations
     """
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise ImportError("Exporting to ONNX needs onnx and onnxscript: pip install 'sb3_softvalue[onnx]'.")
+    if include_value is None:
+        include_value = model.actor.observation_space == model.observation_space
     if include_value and not hasattr(model.policy, "value"):
         raise ValueError(
             f"{type(model).__name__} has no V: export with include_value=False, or what SACV.from_sac makes of it."
@@ -48,7 +51,7 @@ def export_onnx(
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     normalize = model.get_vec_normalize_env() if vec_normalize is None else vec_normalize
-    space = model.observation_space
+    space = model.observation_space if include_value else model.actor.observation_space
     outputs = ["action", "value"] if include_value else ["action"]
     keys = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
     taken = sorted(set(keys) & set(outputs))
@@ -106,7 +109,8 @@ class _Deployed(nn.Module):
         self.normalized: list[str] = []
         if normalize is not None and normalize.norm_obs:
             dict_rms = isinstance(normalize.obs_rms, dict)
-            self.normalized = list(normalize.norm_obs_keys or []) if dict_rms else keys
+            hidden = set(getattr(self.space, "spaces", ())) - set(keys)
+            self.normalized = [key for key in normalize.norm_obs_keys or [] if key not in hidden] if dict_rms else keys
             self.clip_obs = normalize.clip_obs
             for index, key in enumerate(self.normalized):
                 rms: Any = normalize.obs_rms[key] if dict_rms else normalize.obs_rms

@@ -70,6 +70,7 @@ def from_sac(
     """
     checks.check_whole_number("fit_value_steps", fit_value_steps, minimum=0)
     checks.check_whole_number("collect_steps", collect_steps, minimum=0)
+    _check_actor_sees_all(**(kwargs.get("policy_kwargs") or {}))
     if isinstance(env, str):
         env = gym.make(env)
     if not isinstance(path_or_model, (SAC, str, pathlib.Path, io.BufferedIOBase)):
@@ -131,15 +132,18 @@ def to_sac(model: Any, policy: str | type[sac_policies.SACPolicy] | None = None)
     :return: the SAC
     :raises ValueError: if the policy has no counterpart and none is given
     """
+    policy_kwargs = dict(model.policy_kwargs)
     if policy is None:
         policy = _sac_policy(model.policy_class)
+        if policy_kwargs.pop("actor_keys", None) is not None:
+            raise ValueError("SB3's SAC has no actor_keys: use export_onnx for the actor, or pass a policy= that has them.")
     changes = [f"{name}={getattr(model, name)!r}" for name, default in _WITHOUT_COUNTERPART if getattr(model, name) != default]
     if changes:
         warnings.warn(
             f"SB3's SAC has no {', '.join(changes)}: the model predicts the same, but it trains on without.",
             stacklevel=3,
         )
-    sac = _rebuild(SAC, policy, model.get_env(), model, model.device, {})
+    sac = _rebuild(SAC, policy, model.get_env(), model, model.device, {"policy_kwargs": policy_kwargs})
     _copy_state(model, sac)
     _copy_exploration(model, sac)
     sac.critic_target.load_state_dict(sac.critic.state_dict())
@@ -158,6 +162,14 @@ _WITHOUT_COUNTERPART = (
     ("qf_learning_rate", None),
     ("ent_coef_learning_rate", None),
 )
+
+
+def _check_actor_sees_all(actor_keys: Any = None, **_others: Any) -> None:
+    """
+    :raises ValueError: if a SAC's actor, which has learned from all observations, is to see some of them only
+    """
+    if actor_keys is not None:
+        raise ValueError("from_sac cannot take actor_keys, since SAC's actor has learned from all observations: use SACV().")
 
 
 def _sac_policy(policy_class: type[BasePolicy]) -> type[sac_policies.SACPolicy]:
