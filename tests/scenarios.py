@@ -102,6 +102,12 @@ SCENARIOS: dict[str, tuple[Any, str, dict[str, Any], str]] = {
     ),
     "n-step": (lambda: ClockEnv(episode_length=7), "MlpPolicy", dict(n_steps=3, policy_kwargs=SGD), "float32 SGD"),
     "HER": (PointGoalEnv, "MultiInputPolicy", dict(replay_buffer_class=HerReplayBuffer, policy_kwargs=SGD), "float32 SGD"),
+    "HER, the actor sees less": (
+        PointGoalEnv,
+        "MultiInputPolicy",
+        dict(replay_buffer_class=HerReplayBuffer, policy_kwargs=SGD | dict(actor_keys=["observation", "desired_goal"])),
+        "float32 SGD",
+    ),
     "VecNormalize": (normalized_env, "MlpPolicy", dict(policy_kwargs=SGD), "float32 SGD"),
     "shared image": (
         image_env,
