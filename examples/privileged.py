@@ -39,7 +39,7 @@ from sb3_softvalue.figures import BLUE, GREEN, GREY, VERMILION, new_figure
 PICTURES = 3
 ERROR = 0.05  # standard deviation of each coordinate, in lengths of the rod
 SECONDS = 0.05  # between two pictures, which is a step of Pendulum-v1
-SPEEDS = range(-3, 4)  # rad/s, at which V is read
+SPEEDS = np.arange(0.0, 3.5, 0.5)  # rad/s, at which V is read
 
 ARMS: dict[str, tuple[type[SAC], list[str], dict[str, Any]]] = {
     "all-seeing": (SACV, ["camera", "state"], {}),
@@ -119,7 +119,7 @@ def train(model: SAC, arm: str, timesteps: int, every: int, episodes: int) -> It
 def read_value(model: SACV, arm: str, episodes: int) -> Iterator[dict[str, Any]]:
     """What V says of an upright pendulum that moves, and the soft return that the policy collects from there."""
     for speed in SPEEDS:
-        env = make_vec_env(lambda speed=speed: make_env(arm, (0.0, float(speed))), episodes)
+        env = make_vec_env(lambda speed=speed: make_env(arm, (0.0, speed)), episodes)
         calibration = evaluate_values(model, env, episodes)
         _, first = np.unique(calibration.episodes, return_index=True)
         values, collected = calibration.values[first].mean(), calibration.collected[first].mean()

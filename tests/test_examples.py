@@ -12,6 +12,8 @@ import pytest
 from gymnasium.spaces import Box
 from gymnasium.utils.env_checker import check_env
 
+from sb3_softvalue import SACV
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -147,6 +149,37 @@ def test_plan_with_value_has_the_tasks_own_dynamics(example: ModuleType, name: s
         states, observations, rewards, ended = task.step(states, np.stack([action, other]))
         np.testing.assert_allclose(observations[0], observation, rtol=1e-6, atol=1e-6, err_msg=f"step {step}")
         assert rewards[0] == pytest.approx(reward, rel=1e-9) and ended[0] == terminated
+
+
+@uses("privileged")
+def test_privileged(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--timesteps", "230", "--every", "120", "--episodes", "2", "--folder", str(tmp_path)]
+    rows = example.main(options)
+    assert [(row["arm"], row["timesteps"]) for row in rows] == [(arm, step) for arm in example.ARMS for step in (120, 230)]
+    assert (tmp_path / "privileged.png").is_file() and "blind SAC: return" in capsys.readouterr().out
+    # The policy runs where there is nothing but a camera
+    loaded = SACV.load(tmp_path / "privileged")
+    assert loaded.predict(example.make_env("blind").reset(seed=0)[0])[0].shape == (1,)
+
+
+@uses("privileged")
+def test_privileged_camera(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its error, the camera sees the tip where the pendulum is; with it, it errs as much as it says."""
+    env = example.FilmedPendulum(start=(0.3, 2.0))
+    pictures = np.stack([env.reset(seed=seed)[0]["camera"] for seed in range(500)]).reshape(-1, example.PICTURES, 2)
+    angles = 0.3 - 2.0 * example.SECONDS * np.array([2, 1, 0])
+    seen = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    np.testing.assert_allclose(pictures.std(axis=0), example.ERROR, rtol=0.15)
+    np.testing.assert_allclose(pictures.mean(axis=0), seen, atol=5 * example.ERROR / np.sqrt(500))
+    monkeypatch.setattr(example, "ERROR", 0.0)
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_allclose(observation["camera"].reshape(-1, 2), seen, rtol=1e-6)
+    np.testing.assert_allclose(observation["state"], [np.cos(0.3), np.sin(0.3), 2.0], rtol=1e-6)
+    assert env.observation_space.contains(observation)
+    for _ in range(4):
+        before, (observation, *_) = observation, env.step(np.ones(1))
+        np.testing.assert_array_equal(observation["camera"][-2:], observation["state"][:2])
+        np.testing.assert_array_equal(observation["camera"][:-2], before["camera"][2:])
 
 
 class Line:
