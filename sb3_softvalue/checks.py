@@ -3,7 +3,7 @@
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -224,7 +224,8 @@ def _check_actor_keys(keys: Any, space: spaces.Space, share_features_extractor: 
     """
     if not isinstance(space, spaces.Dict):
         raise ValueError(f"actor_keys needs Dict observations, got {space}: give what the actor sees a key of its own.")
-    if not isinstance(keys, (list, tuple)) or not keys or not all(key in space.spaces for key in keys):
+    is_list = isinstance(keys, Collection) and not isinstance(keys, str) and len(keys) > 0
+    if not is_list or not all(key in list(space.spaces) for key in keys):
         raise ValueError(f"actor_keys must be a list of some of the observations {list(space.spaces)}, got {keys!r}.")
     if share_features_extractor:
         raise ValueError("share_features_extractor must be False with actor_keys: Q and V read what the actor does not see.")

@@ -1,6 +1,6 @@
 """Policies of SACV: SB3's SAC actor and critics, and beside them the state-value network V and its target."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
 import numpy as np
@@ -94,7 +94,7 @@ class PartialActor(Actor):
         assert isinstance(obs, dict)
         missing = [key for key in self.observation_space.spaces if key not in obs]
         if missing:
-            raise ValueError(f"The actor needs the observations {list(self.observation_space.spaces)}, {missing} is missing.")
+            raise ValueError(f"The actor sees {list(self.observation_space.spaces)}, of which {missing} must not be missing.")
         return super().extract_features({key: obs[key] for key in self.observation_space.spaces}, features_extractor)
 
 
@@ -392,7 +392,7 @@ class MultiInputPolicy(SACVPolicy, SACMultiInputPolicy):
 
     actor_keys: list[str] | None = None
 
-    def __init__(self, *args: Any, actor_keys: Sequence[str] | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, actor_keys: Collection[str] | None = None, **kwargs: Any):
         self.actor_keys = None if actor_keys is None else list(actor_keys)
         super().__init__(*args, **kwargs)
 

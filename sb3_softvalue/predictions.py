@@ -83,7 +83,7 @@ def _check_whole(model: Model, observation: Observation) -> None:
     if isinstance(observation, dict):
         missing = [key for key in model.observation_space.spaces if key not in observation]
         if missing:
-            raise ValueError(f"Q and V need all observations, also those that the actor does not see: {missing} is missing.")
+            raise ValueError(f"Q and V read all observations, of which {missing} must not be missing.")
 
 
 def _scale_actions(model: Model, actions: np.ndarray) -> np.ndarray:

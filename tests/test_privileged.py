@@ -296,6 +296,7 @@ BAD_KEYS: dict[str, tuple[Any, Any, str]] = {
         r"some of the observations \['discrete', 'vector'\], got \['vector'",
     ),
     "empty": (env, dict(actor_keys=[]), r"actor_keys must be a list of some .*, got \[\]"),
+    "a number": (env, dict(actor_keys=3), "actor_keys must be a list .*, got 3"),
     "not a list": (env, dict(actor_keys="vector"), "actor_keys must be a list .*, got 'vector'"),
     "no Dict": (box_env, dict(actor_keys=["vector"]), "actor_keys needs Dict observations, got Box"),
     "shared": (env, dict(actor_keys=["vector"], share_features_extractor=True), "share_features_extractor must be False with"),
@@ -314,9 +315,9 @@ def test_missing_observations_are_named():
     one = model.observation_space.sample()
     own, action = {SEEN: one[SEEN]}, model.action_space.sample()
     for read in (lambda: model.predict_values(own), lambda: model.predict_q_values(own, action)):
-        with pytest.raises(ValueError, match=r"Q and V need all observations.*: \['discrete'\] is missing"):
+        with pytest.raises(ValueError, match=r"Q and V read all observations, of which \['discrete'\] must not be missing"):
             read()
-    with pytest.raises(ValueError, match=r"The actor needs the observations \['vector'\], \['vector'\] is missing"):
+    with pytest.raises(ValueError, match=r"The actor sees \['vector'\], of which \['vector'\] must not be missing"):
         model.predict({HIDDEN: one[HIDDEN]})
 
 
