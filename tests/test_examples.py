@@ -153,9 +153,9 @@ def test_plan_with_value_has_the_tasks_own_dynamics(example: ModuleType, name: s
 
 @uses("privileged")
 def test_privileged(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--timesteps", "230", "--every", "120", "--episodes", "2", "--folder", str(tmp_path)]
+    options = ["--timesteps", "240", "--every", "120", "--episodes", "2", "--folder", str(tmp_path)]
     rows = example.main(options)
-    assert [(row["arm"], row["timesteps"]) for row in rows] == [(arm, step) for arm in example.ARMS for step in (120, 230)]
+    assert [(row["arm"], row["timesteps"]) for row in rows] == [(arm, step) for arm in example.ARMS for step in (120, 240)]
     assert (tmp_path / "privileged.png").is_file() and "blind SAC: return" in capsys.readouterr().out
     # The policy runs where there is nothing but a camera
     loaded = SACV.load(tmp_path / "privileged")
