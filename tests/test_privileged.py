@@ -60,9 +60,10 @@ def others(batch: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
     return batch | {key: changed.astype(batch[key].dtype)}
 
 
+@pytest.mark.parametrize("use_sde", [False, True])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_actor_sees_its_keys_only(deterministic):
-    model = privileged()
+def test_actor_sees_its_keys_only(deterministic, use_sde):
+    model = privileged(use_sde=use_sde)
     batch = samples(model.observation_space, 50)
 
     def read(observations: Any) -> tuple[np.ndarray, np.ndarray]:
