@@ -132,7 +132,7 @@ def to_sac(model: Any, policy: str | type[sac_policies.SACPolicy] | None = None)
     :return: the SAC
     :raises ValueError: if the policy has no counterpart and none is given
     """
-    policy_kwargs = dict(model.policy_kwargs)
+    policy_kwargs = copy.deepcopy(model.policy_kwargs)
     if policy is None:
         policy = _sac_policy(model.policy_class)
         if policy_kwargs.pop("actor_keys", None) is not None:
