@@ -14,6 +14,7 @@ from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import sb3_softvalue
@@ -90,17 +91,23 @@ OUTCOMES = ("trained", "refused")
 OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "learning_rate": ([1e-3, 0.0, lambda progress: 1e-3 * progress, np.float32(1e-3)], [-1.0, np.nan, "fast", None]),
     "buffer_size": ([1000, 1, 3, np.int64(50)], [0, -5, 10.5, None]),
-    "learning_starts": ([5, 0, 100, -3, 2.5], [None]),
+    "learning_starts": ([5, 0, 100, -3, 2.5, np.inf], [np.nan, None]),
     "batch_size": ([4, 1, 64, np.int64(4)], [0, -1, 2.5, None]),
     "tau": ([0.005, 0.0, 1.0, np.float32(0.1)], [-0.1, 1.1, np.nan, "soft", None]),
     "gamma": ([0.99, 0.0, 1.0], [1.5, -1.0, np.inf, None]),
-    "train_freq": ([1, 3, (2, "step"), (1, "episode")], [(1, "epoch"), 0, -1, "often", (0, "step"), None]),
-    "gradient_steps": ([1, 2, -1, 0], [-2, 1.5, None]),
+    "train_freq": (
+        [1, 3, (2, "step"), (1, "episode"), (1, TrainFrequencyUnit.EPISODE)],
+        [(1, "epoch"), 0, -1, "often", (0, "step"), None],
+    ),
+    "gradient_steps": ([1, 2, -1, 0, -2], [1.5, None]),
     "action_noise": ([None, NormalActionNoise(np.zeros(1), 0.1 * np.ones(1))], [0.1]),
     "replay_buffer_kwargs": ([None, {"handle_timeout_termination": False}], [{"unknown": 1}, "large"]),
     "optimize_memory_usage": ([False], [True]),
     "n_steps": ([1, 3, np.int64(2)], [0, -1, 1.5, None]),
-    "ent_coef": (["auto", "auto_0.1", 0.2, 0.0], [-0.1, np.nan, "auto_-1", "automatic", None]),
+    "ent_coef": (
+        ["auto", "auto_0.1", 0.2, 0.0, "0.2", th.tensor(0.2), np.array(0.2)],
+        [th.ones(2), -0.1, np.nan, "auto_-1", "automatic", None],
+    ),
     "target_update_interval": ([1, 4], [0, 1.5, None]),
     "target_entropy": (["auto", -2.0, 0], [np.nan, "low", None]),
     "use_sde": ([False, True], []),
@@ -114,7 +121,8 @@ OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
             {"net_arch": [np.int64(8)], "n_critics": np.int64(2)},
             {"net_arch": []},
             {"net_arch": {"pi": [8], "qf": [4], "vf": [6]}},
-            {"net_arch": {"pi": [8], "qf": [4]}},
+            {"net_arch": {"pi": [8], "qf": [4], "depth": 2}},
+            {"net_arch": {"pi": np.array([8]), "qf": range(4, 5)}},
             {"net_arch": [8], "n_critics": 1},
             {"n_critics": 3, "share_features_extractor": True},
             {"net_arch": [8], "activation_fn": th.nn.Tanh, "normalize_images": False},
@@ -207,7 +215,9 @@ def test_any_combination(data: st.DataObject) -> None:
     n_envs = data.draw(st.sampled_from([1, 2]))
     action_space = data.draw(st.sampled_from(ACTIONS[:4]))
     n_steps_of_dict = isinstance(observation_space, spaces.Dict) and options.get("n_steps", 1) > 1
-    impossible = bool(n_steps_of_dict) or (n_envs > 1 and options.get("train_freq") == (1, "episode"))
+    impossible = bool(n_steps_of_dict) or (
+        n_envs > 1 and isinstance(options.get("train_freq"), tuple) and options["train_freq"][0] == 1
+    )
     assert outcome(observation_space, action_space, n_envs, options) == OUTCOMES[impossible]
 
 
