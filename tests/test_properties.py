@@ -396,8 +396,8 @@ ODD: dict[str, list[Any]] = {
     ],
 }
 OF_SAC = inspect.signature(SAC).parameters
-# What SAC does with these is no use to anybody: it takes no notice, or learns wrong numbers
-SAYS_WHY = ()
+# Refused though SAC takes it: SB3's buffer would repeat each number that VecNormalize was given to the shape behind a wrapper
+SAYS_WHY = "^VecNormalize gives .* and the model reads"
 
 
 def script(
@@ -484,8 +484,11 @@ def check_mutation(data: st.DataObject) -> None:
         if isinstance(sac, Exception):
             assert said or type(sacv) is type(sac), f"{sacv!r}, SAC: {sac!r}"
             return
-        assert any(re.search(pattern, text) for pattern in SAYS_WHY), repr(sacv)
+        assert re.search(SAYS_WHY, text), repr(sacv)
     elif not isinstance(sac, Exception):
+        # A saturated policy has no gradient, after these actions and not after those
+        if "actor" in sac["learned"] - sacv["learned"]:
+            sac["learned"].remove("actor")
         assert sacv == sac
 
 
