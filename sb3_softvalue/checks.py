@@ -3,6 +3,8 @@
 import inspect
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -20,7 +22,7 @@ from torch import nn
 
 from sb3_softvalue.equations import ACTION_PRIORS
 from sb3_softvalue.execution import EXECUTIONS
-from sb3_softvalue.policies import CnnPolicy, MultiInputPolicy
+from sb3_softvalue.policies import COUNTERPARTS, CnnPolicy, MultiInputPolicy
 
 # Pixels that the three convolutions of SB3's NatureCNN need
 _SMALLEST_IMAGE = 36
@@ -41,8 +43,9 @@ def check_options(model: SAC) -> None:
     for name in ("target_update_interval", "policy_delay", "batch_size", "buffer_size", "n_steps", "_stats_window_size"):
         check_whole_number(name.removeprefix("_"), option[name], minimum=1)
     # A negative number of gradient steps: as many as steps were taken
-    check_whole_number("gradient_steps", model.gradient_steps, minimum=-1)
-    if not _is_number(model.learning_starts):
+    check_whole_number("gradient_steps", model.gradient_steps)
+    # Infinite: never
+    if not isinstance(model.learning_starts, numbers.Real) or math.isnan(model.learning_starts):
         raise ValueError(f"learning_starts must be a number of steps, got {model.learning_starts!r}.")
     if model.seed is not None:
         check_whole_number("seed", model.seed, minimum=0)
@@ -83,17 +86,17 @@ def check_arguments(device: th.device | str, **dicts: Any) -> None:
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or another that PyTorch knows, got {device!r}.") from error
 
 
-def initial_ent_coef(ent_coef: str | float) -> float:
+def initial_ent_coef(ent_coef: Any) -> float:
     """
-    :param ent_coef: a number, "auto" or "auto_<initial value>"
+    :param ent_coef: a number of any kind, "auto" or "auto_<initial value>"
     :return: the temperature to start with
     :raises ValueError: if it is none of these
     """
-    text = str(ent_coef)
-    learned = isinstance(ent_coef, str) and text.startswith("auto")
+    text = ent_coef if isinstance(ent_coef, str) else ""
+    learned = text.startswith("auto")
     try:
-        value = 1.0 if text == "auto" else float(text.removeprefix("auto_"))
-    except ValueError as error:
+        value = 1.0 if text == "auto" else float(text.removeprefix("auto_") or ent_coef)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
         raise ValueError(f"ent_coef must be a number, 'auto' or 'auto_<initial value>', got {ent_coef!r}.") from error
     # AssertionError as in SAC
     assert not learned or value > 0.0, f"The initial value of ent_coef must be greater than 0, got {ent_coef!r}."
@@ -120,12 +123,14 @@ def target_entropy(value: Any, action_space: spaces.Space) -> float:
     return number
 
 
-def check_whole_number(name: str, value: Any, minimum: int) -> None:
+def check_whole_number(name: str, value: Any, minimum: int | None = None) -> None:
     """
     :raises ValueError: if it is not a whole number of at least ``minimum``
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}.")
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_whole or (minimum is not None and value < minimum):
+        at_least = "" if minimum is None else f" of at least {minimum}"
+        raise ValueError(f"{name} must be a whole number{at_least}, got {value!r}.")
 
 
 def _is_number(value: Any) -> bool:
@@ -151,6 +156,7 @@ def _check_train_freq(train_freq: Any, n_envs: int) -> None:
     if isinstance(train_freq, TrainFreq):  # of a model that was loaded
         return
     frequency, unit = train_freq if isinstance(train_freq, tuple) and len(train_freq) == 2 else (train_freq, "step")
+    unit = getattr(unit, "value", unit)  # SB3's TrainFrequencyUnit
     is_whole = isinstance(frequency, int) and not isinstance(frequency, bool)
     if not is_whole or frequency < 1 or unit not in ("step", "episode"):
         raise ValueError(
@@ -164,9 +170,9 @@ def _check_train_freq(train_freq: Any, n_envs: int) -> None:
 
 def _check_action_noise(action_noise: Any, action_space: spaces.Space) -> None:
     """
-    :raises ValueError: if it is none, or SB3's for other actions
+    :raises ValueError: if it cannot be drawn from, or is SB3's for other actions
     """
-    if action_noise is not None and not isinstance(action_noise, ActionNoise):
+    if action_noise is not None and not callable(action_noise):
         raise ValueError(
             "action_noise must be None or an ActionNoise of stable_baselines3.common.noise such as NormalActionNoise, "
             f"got {action_noise!r}."
@@ -180,8 +186,12 @@ def _check_action_noise(action_noise: Any, action_space: spaces.Space) -> None:
 
 def _check_policy_kwargs(model: SAC) -> None:
     """
+    Only for our own classes: what another one makes of its arguments is not known here.
+
     :raises ValueError: if an argument cannot work, or the policy's own features extractor cannot read the observations
     """
+    if model.policy_class not in COUNTERPARTS.values():
+        return
     kwargs, space = model.policy_kwargs, model.observation_space
     optimizer_class, activation_fn = kwargs.get("optimizer_class", th.optim.Adam), kwargs.get("activation_fn", nn.ReLU)
     if isinstance(optimizer_class, str):
@@ -194,27 +204,29 @@ def _check_policy_kwargs(model: SAC) -> None:
             f"optimizer_class must step from gradients alone and {optimizer_class.__name__} needs a closure: use Adam."
         )
     net_arch = kwargs.get("net_arch")
-    for sizes in net_arch.values() if isinstance(net_arch, dict) else (net_arch,) if net_arch is not None else ():
-        if not isinstance(sizes, (list, tuple)) or not all(_is_number(size) and size >= 1 for size in sizes):
+    parts_of_it = [net_arch.get(key, ()) for key in ("pi", "qf", "vf")] if isinstance(net_arch, dict) else [net_arch or ()]
+    for sizes in parts_of_it:
+        if not np.iterable(sizes) or not all(_is_number(size) and size >= 1 for size in sizes):
             raise ValueError(f"net_arch must be a list of layer sizes, or such lists for 'pi' and 'qf', got {net_arch!r}.")
     if kwargs.get("actor_keys") is not None:
         _check_actor_keys(kwargs["actor_keys"], space, kwargs.get("share_features_extractor", False))
     if "features_extractor_class" in kwargs:
         return
-    if issubclass(model.policy_class, MultiInputPolicy) and not isinstance(space, spaces.Dict):
+    if model.policy_class is MultiInputPolicy and not isinstance(space, spaces.Dict):
         raise ValueError(f"MultiInputPolicy needs Dict observations, got {space}: use MlpPolicy or CnnPolicy.")
     parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {}
     for key in parts:
         if "." in key or not key or hasattr(nn.ModuleDict, key):
             raise ValueError(f"An observation cannot be called {key!r}, which no PyTorch module can be: rename the key.")
-    if issubclass(model.policy_class, CnnPolicy):
+    if model.policy_class is CnnPolicy:
         parts = {"": space}
     for part in parts.values():
         is_image = is_image_space(part, check_channels=False, normalized_image=not kwargs.get("normalize_images", True))
         if is_image and min((part.shape or (0,))[1:], default=0) < _SMALLEST_IMAGE:
+            order = "" if part.dtype == np.uint8 else " (SB3 reads images of floats with channels first)"
             raise ValueError(
-                f"SB3's network for images needs {_SMALLEST_IMAGE} by {_SMALLEST_IMAGE} pixels or more, got {part}: make "
-                "them larger, flatten them, or give a features_extractor_class."
+                f"SB3's network for images needs {_SMALLEST_IMAGE} by {_SMALLEST_IMAGE} pixels or more, got {part}{order}: "
+                "make them larger, flatten them, or give a features_extractor_class."
             )
 
 
@@ -268,12 +280,45 @@ def check_buffer_fits(buffer: ReplayBuffer, model: SAC) -> None:
     :param model: that will learn from it
     :raises ValueError: if it was filled in other spaces, or by another number of environments
     """
-    if buffer.observation_space != model.observation_space or buffer.action_space != model.action_space:
-        raise ValueError("The replay buffer has other observation or action spaces than the model: give the one it filled.")
+    # Actions are stored as parts of their bounds, observations as they are
+    fits = _holds_same_observations(buffer.observation_space, model.observation_space)
+    for what, its, own, is_same in (
+        ("observations", buffer.observation_space, model.observation_space, fits),
+        ("actions", buffer.action_space, model.action_space, buffer.action_space == model.action_space),
+    ):
+        if not is_same:
+            raise ValueError(
+                f"The replay buffer was filled with {what} in {its}, the model's are in {own}: give one of this space."
+            )
     if model.env is not None and buffer.n_envs != model.n_envs:
         raise ValueError(
             f"The replay buffer was filled by {buffer.n_envs} environments in parallel, the model has {model.n_envs}."
         )
+
+
+def _holds_same_observations(space: spaces.Space, other: spaces.Space) -> bool:
+    """:return: whether they are the same but for their bounds"""
+    if isinstance(space, spaces.Dict) and isinstance(other, spaces.Dict):
+        return set(space) == set(other) and all(_holds_same_observations(space[key], other[key]) for key in space)
+    if isinstance(space, spaces.Box) and isinstance(other, spaces.Box):
+        return (space.shape, space.dtype) == (other.shape, other.dtype)
+    return space == other
+
+
+def check_optimizers(model: SAC) -> None:
+    """
+    :param model: SACV with its networks
+    :raises ValueError: if two optimizers learn one parameter, whose gradient would be that of both networks' losses
+    """
+    owners: dict[th.Tensor, str] = {}
+    for name in ("actor", "critic", "value"):
+        for param in (param for group in getattr(model, name).optimizer.param_groups for param in group["params"]):
+            owner = owners.setdefault(param, name)
+            if owner != name and param.requires_grad:
+                raise ValueError(
+                    f"The {owner} and the {name} hold one parameter, which both of their optimizers would step: give each its "
+                    "own, freeze it (requires_grad_(False)), or use policy_kwargs=dict(share_features_extractor=True)."
+                )
 
 
 def check_spaces(env: Any) -> None:
@@ -353,6 +398,19 @@ def check_wrappers(env: VecEnv) -> VecEnv:
                 )
         wrapper = wrapper.venv
     return env
+
+
+def advise(hint: str, stacklevel: int) -> None:
+    """
+    Warn, but never stop what works with SAC: where warnings are errors, the hint is printed.
+
+    :param hint: one sentence or two
+    :param stacklevel: as of ``warnings.warn``, from the caller on
+    """
+    try:
+        warnings.warn(hint, UserWarning, stacklevel=stacklevel + 1)
+    except UserWarning:
+        print(hint, file=sys.stderr)
 
 
 def hint_about_actions(space: spaces.Box) -> str | None:

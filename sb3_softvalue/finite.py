@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import numpy as np
@@ -44,7 +45,7 @@ class NonFiniteError(ValueError):
 
     def __str__(self) -> str:
         quantity, what, state, aftermath = self.args
-        return f"{what} ({state}). {aftermath} What usually helps: {_REMEDIES[quantity]}."
+        return f"{what}{f' ({state})' if state else ''}. {aftermath} What usually helps: {_REMEDIES[quantity]}."
 
 
 class FiniteCheck:
@@ -65,16 +66,18 @@ class FiniteCheck:
 
         :param model: before a step of its environments
         """
-        if model._vec_normalize_env is not None:
-            self._statistics = [vars(moments).copy() for moments in _moments(model)]
+        self._statistics = [vars(moments).copy() for moments in _moments(model)]
 
     def check_first_observation(self, model: Model) -> None:
         """
         :param model: after the reset of its environments
         :raises NonFiniteError: if an observation is not finite
         """
-        original = model._vec_normalize_env is not None and model._last_original_obs is not None
-        self._check_observation(model, model._last_original_obs if original else model._last_obs, "as the episode begins")
+        seen = model._last_obs
+        has_original = model._vec_normalize_env is not None and model._last_original_obs is not None
+        original = model._last_original_obs if has_original else seen
+        aftermath = "No episode was begun, and the model is as it was before."
+        self._check_observation(model, original, seen, "as the episode begins, in float32", aftermath=aftermath)
 
     def check_action(self, model: Model, actions: np.ndarray) -> None:
         """
@@ -95,20 +98,20 @@ class FiniteCheck:
         :param infos: of each environment
         :raises NonFiniteError: if what would be stored is not finite
         """
-        env = model._vec_normalize_env
+        env, original = model._vec_normalize_env, new_obs
         if env is not None:
-            new_obs, reward = env.get_original_obs(), env.get_original_reward()
+            original, reward = env.get_original_obs(), env.get_original_reward()
         for index, value in _not_finite(reward):
             what = f"The reward of environment {index} is {value} at step {model.num_timesteps}"
-            self._stop_step(model, "reward", f"{what}, as the environment gave it (float32)")
-        self._check_observation(model, new_obs, "as the environment gave it (float32)")
+            self._stop_step(model, "reward", f"{what}, as the environment gave it, in float32")
+        self._check_observation(model, original, new_obs, "as the environment gave it, in float32")
         for index, done in enumerate(dones):
             if not done:
                 continue
             last = infos[index].get("terminal_observation")
             if last is not None:
                 rows = {key: [row] for key, row in last.items()} if isinstance(last, Mapping) else [last]
-                self._check_observation(model, rows, "as the episode ended (float32)", index)
+                self._check_observation(model, rows, rows, "as the episode ended, in float32", index)
 
     def check_update(self, model: Model, batch: Batch, metrics: th.Tensor, found_inf: th.Tensor | None) -> th.Tensor | None:
         """
@@ -160,46 +163,39 @@ class FiniteCheck:
         :raises NonFiniteError: if that is the reason
         """
         self._stop_for_parameters(model, error)
-        if model._last_obs is None:  # the error is from elsewhere
-            return
-        mean, log_std, _ = model.actor.get_action_dist_params(model.policy.obs_to_tensor(model._last_obs)[0])
-        if not bool(th.isfinite(mean).all() & th.isfinite(log_std.exp()).all()):
+        is_finite, largest = True, 0.0
+        # Where the policy cannot be asked, the error is from elsewhere
+        with suppress(Exception):
+            mean, log_std, _ = model.actor.get_action_dist_params(model.policy.obs_to_tensor(model._last_obs)[0])
             largest = max(float(parameter.abs().max()) for parameter in model.actor.parameters())
+            is_finite = bool(th.isfinite(mean).all() & th.isfinite(log_std.exp()).all())
+        if not is_finite:
             what = f"The policy's output is not finite at step {model.num_timesteps}, its parameters reach {largest:.3g}"
             raise NonFiniteError("action", what, _describe(model), "No action was taken.") from error
 
-    def _check_observation(self, model: Model, observation: Any, when: str, env_index: int | None = None) -> None:
+    def _check_observation(
+        self, model: Model, original: Any, seen: Any, when: str, env_index: int | None = None, aftermath: str | None = None
+    ) -> None:
         """
-        :param observation: one row for each environment, or a dict of such
+        :param original: one row for each environment, or a dict of such, as the environment gave it
+        :param seen: the same as the networks see it
         :param when: it was seen
         :param env_index: the only row is this environment's
+        :param aftermath: what was done about it
         :raises NonFiniteError: if it is not finite, and nor is what the networks make of it
         """
-        parts = observation.items() if isinstance(observation, Mapping) else ((None, observation),)
+        parts = original.items() if isinstance(original, Mapping) else ((None, original),)
         for key, part in parts:
             for row, value in _not_finite(part):
-                if self._is_handled(model, observation):
-                    return
+                # In VecNormalize's statistics it would stay
+                if not _is_averaged(model, key) and _is_handled(model, seen):
+                    break
                 name = "observation" if key is None else f"observation {key!r}"
                 index = row if env_index is None else env_index
                 what = f"The {name} of environment {index} is {value} at step {model.num_timesteps}, {when}"
-                self._stop_step(model, "observation", what)
+                self._stop_step(model, "observation", what, aftermath)
 
-    @th.no_grad()
-    def _is_handled(self, model: Model, observation: Any) -> bool:
-        """:return: whether the networks make something finite of an observation that is not finite"""
-        if self._statistics or model._vec_normalize_env is not None:
-            return False  # it would stay in the statistics
-        rows = (
-            {key: np.asarray(part) for key, part in observation.items()} if isinstance(observation, Mapping) else observation
-        )
-        obs, _ = model.policy.obs_to_tensor(rows if isinstance(rows, dict) else np.asarray(rows))
-        model.policy.set_training_mode(False)
-        mean, log_std, _ = model.actor.get_action_dist_params(obs)
-        outputs = (mean, log_std, model.value(obs), *model.critic(obs, th.tanh(mean)))
-        return all(bool(th.isfinite(output).all()) for output in outputs)
-
-    def _stop_step(self, model: Model, quantity: str, what: str) -> NoReturn:
+    def _stop_step(self, model: Model, quantity: str, what: str, aftermath: str | None = None) -> NoReturn:
         """Leave nothing of a step that cannot be stored: the next ``learn()`` begins with a new episode."""
         env = model._vec_normalize_env
         if env is not None:
@@ -208,16 +204,18 @@ class FiniteCheck:
             # Returns so far, of episodes that will not continue
             env.returns = np.zeros_like(env.returns)
         model._last_obs = None
-        if model.replay_buffer is not None:
+        if isinstance(model.replay_buffer, ReplayBuffer):
             truncate_open_episodes(model.replay_buffer)
-        raise NonFiniteError(quantity, what, _describe(model), "It was not stored, and the model is as it was before.")
+        aftermath = aftermath or "It was not stored, and the model is as it was before."
+        raise NonFiniteError(quantity, what, _describe(model), aftermath)
 
     def _stop_for_parameters(self, model: Model, cause: Exception | None = None) -> None:
         """:raises NonFiniteError: if a parameter is not finite"""
         tensors = dict(model.policy.state_dict())
         if model.log_ent_coef is not None:
             tensors["log_ent_coef"] = model.log_ent_coef
-        broken = [name for name, tensor in tensors.items() if not bool(th.isfinite(tensor).all())]
+        # A module may keep more than tensors in its state
+        broken = [name for name, t in tensors.items() if isinstance(t, th.Tensor) and not bool(th.isfinite(t).all())]
         if broken:
             names = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
             what = f"The parameters {names} are not finite at step {model.num_timesteps}"
@@ -280,20 +278,54 @@ def _moments(model: Model) -> Iterator[RunningMeanStd]:
         yield env.ret_rms
 
 
+def _is_averaged(model: Model, key: str | None) -> bool:
+    """:return: whether VecNormalize has this part of the observations, or the whole, in its running statistics"""
+    env = model._vec_normalize_env
+    return env is not None and env.training and env.norm_obs and (key is None or key in env.obs_rms)
+
+
+@th.no_grad()
+def _is_handled(model: Model, observation: Any) -> bool:
+    """
+    :param observation: one row for each environment, or a dict of such, as the networks see it
+    :return: whether they make something finite of an observation that is not finite
+    """
+    is_dict = isinstance(observation, Mapping)
+    rows = {key: np.asarray(part) for key, part in observation.items()} if is_dict else np.asarray(observation)
+    model.policy.set_training_mode(False)
+    try:
+        obs, _ = model.policy.obs_to_tensor(rows)
+        mean, log_std, _ = model.actor.get_action_dist_params(obs)
+        outputs = (mean, log_std, model.value(obs), *model.critic(obs, th.tanh(mean)))
+    except Exception:  # the networks' own about the observation
+        return False
+    return all(bool(th.isfinite(output).all()) for output in outputs)
+
+
 def _describe(model: Model) -> str:
     """:return: update, temperature and the largest values, as part of a sentence"""
-    parts = [f"update {model._n_updates}", f"temperature α {float(model.temperature().ent_coef):.3g}"]
+    parts = [f"update {model._n_updates}"]
+    # What cannot be told must not hide the error that it is told about
+    with suppress(Exception):
+        parts.append(f"temperature α {float(model.temperature().ent_coef):.3g}")
+        parts.extend(_largest_values(model))
+    return ", ".join(parts)
+
+
+@th.no_grad()
+def _largest_values(model: Model) -> Iterator[str]:
+    """:return: what the networks say of transitions from the buffer"""
     buffer = model.replay_buffer
     # Nothing can be sampled from the buffer of a model that was just loaded, or HER's without a whole episode
-    if buffer is not None and model._n_updates and buffer.size() and getattr(buffer, "ep_length", np.ones(1)).any():
-        state = np.random.get_state()
+    if buffer is None or not (model._n_updates and buffer.size() and getattr(buffer, "ep_length", np.ones(1)).any()):
+        return
+    state = np.random.get_state()
+    try:
         sample = buffer.sample(256, env=model._vec_normalize_env)
+    finally:
         np.random.set_state(state)
-        model.policy.set_training_mode(False)
-        with th.no_grad():
-            q_values = th.cat(model.critic(sample.observations, sample.actions), dim=1)
-            values = model.value(sample.observations)
-        for name, tensor in (("Q", q_values), ("V", values)):
-            finite = tensor[th.isfinite(tensor)].abs()
-            parts.append(f"largest |{name}| {float(finite.max()):.3g}" if len(finite) else f"no {name} finite")
-    return ", ".join(parts)
+    model.policy.set_training_mode(False)
+    q_values, values = th.cat(model.critic(sample.observations, sample.actions), dim=1), model.value(sample.observations)
+    for name, tensor in (("Q", q_values), ("V", values)):
+        finite = tensor[th.isfinite(tensor)].abs()
+        yield f"largest |{name}| {float(finite.max()):.3g}" if len(finite) else f"no {name} finite"

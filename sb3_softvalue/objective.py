@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch as th
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import Actor
@@ -17,6 +18,9 @@ from torch.func import functional_call
 
 from sb3_softvalue import equations
 from sb3_softvalue.policies import ValueNetwork
+
+# SB3's own, to notice where it is replaced: by a subclass, on the class, or on an actor
+_ACTION_LOG_PROB = Actor.action_log_prob
 
 
 class Batch(NamedTuple):
@@ -103,13 +107,14 @@ def draw_noise(actor: Actor, batch_size: int, device: th.device) -> th.Tensor | 
 
 def draws_own_noise(actor: Actor) -> bool:
     """
-    Whether the actor's distribution is not the plain squashed Gaussian (gSDE, or a subclass with its own sampling), so that
-    its ``action_log_prob`` must be called instead of ours.
+    Whether the actor's distribution is not the plain squashed Gaussian (gSDE, another distribution, or sampling of its own),
+    so that its ``action_log_prob`` must be called instead of ours.
 
     :param actor: the policy network
     :return: True if so
     """
-    return actor.use_sde or type(actor).action_log_prob is not Actor.action_log_prob
+    is_sb3s = getattr(actor.action_log_prob, "__func__", None) is _ACTION_LOG_PROB
+    return actor.use_sde or not is_sb3s or type(actor.action_dist) is not SquashedDiagGaussianDistribution
 
 
 def sample_actions(actor: Actor, observations: PyTorchObs, noise: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:

@@ -1,6 +1,11 @@
 """Policies of SACV: SB3's SAC actor and critics, and beside them the state-value network V and its target."""
 
+import copy
+import copyreg
+from abc import ABCMeta
 from collections.abc import Callable, Collection
+from functools import cache
+from itertools import chain
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,9 +26,12 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from stable_baselines3.sac.policies import CnnPolicy as SACCnnPolicy
 from stable_baselines3.sac.policies import MultiInputPolicy as SACMultiInputPolicy
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from sb3_softvalue import equations
 
+# SB3's own, to notice where it is replaced: by a subclass, on the class, or on an actor
+_ACTOR_FORWARD = Actor.forward
 # Adam implementations that the user may have asked for, each excluding the fused one.
 _ADAM_IMPLEMENTATIONS = frozenset({"fused", "foreach", "differentiable", "capturable"})
 
@@ -136,6 +144,11 @@ def submodules(module: nn.Module) -> list[nn.Module]:
     return found
 
 
+def _parts(module: nn.Module) -> set[nn.Module | th.Tensor]:
+    """:return: all that the module holds"""
+    return set(chain(module.modules(), module.parameters(), module.buffers()))
+
+
 def move_target(network: nn.Module, target: nn.Module, tau: float) -> None:
     """
     Polyak step of a target network; buffers (batch-norm statistics) are copied, see SB3 issue 996.
@@ -146,14 +159,14 @@ def move_target(network: nn.Module, target: nn.Module, tau: float) -> None:
     """
     params: list[th.Tensor] = []
     target_params: list[th.Tensor] = []
-    for child, copy in zip(submodules(network), submodules(target), strict=True):
+    for child, twin in zip(submodules(network), submodules(target), strict=True):
         for name, param in child._parameters.items():
             if param is not None:
                 params.append(param)
-                target_params.append(copy._parameters[name])  # type: ignore[arg-type]  # it is there in both
+                target_params.append(twin._parameters[name])  # type: ignore[arg-type]  # it is there in both
         for name, buffer in child._buffers.items():
             if buffer is not None:
-                copy._buffers[name].copy_(buffer)  # type: ignore[union-attr]
+                twin._buffers[name].copy_(buffer)  # type: ignore[union-attr]
     equations.polyak_update(params, target_params, tau)
 
 
@@ -224,6 +237,11 @@ class SACVPolicy(SACPolicy):
 
         # The target starts as a copy, has always its own features extractor and never receives a gradient
         self.value_target = self.make_value(None)
+        if any(map(is_lazy, self.parameters())):
+            self._initialize_lazy_layers()
+        if not _parts(self.value_target).isdisjoint(_parts(self.actor) | _parts(self.critic) | _parts(self.value)):
+            # The user's extractors hold one layer in common, which V̄ would move and freeze
+            self.value_target = copy.deepcopy(self.value_target)
         self.value_target.load_state_dict(self.value.state_dict())
         self.value_target.requires_grad_(False)
         self.value_target.set_training_mode(False)
@@ -232,6 +250,21 @@ class SACVPolicy(SACPolicy):
         self.actor.optimizer = self._make_optimizer(self.actor, lr)
         self.critic.optimizer = self._make_optimizer(self.critic, lr, exclude_extractor=self.share_features_extractor)
         self.value.optimizer = self._make_optimizer(self.value, lr, exclude_extractor=self.share_features_extractor)
+
+    @th.no_grad()
+    def _initialize_lazy_layers(self) -> None:
+        """Let layers that take their shape from their first input see one, for V̄ to start as a copy of V."""
+        parts = (
+            self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else {"": self.observation_space}
+        )
+        zeros = {key: th.zeros(2, *(part.shape or ()), device=self.device) for key, part in parts.items()}
+        observations = zeros if isinstance(self.observation_space, spaces.Dict) else zeros[""]
+        # In evaluation mode nothing is counted or drawn
+        actions = self.actor.eval()(observations, deterministic=True)
+        self.critic.eval()(observations, actions)
+        self.value.eval()(observations)
+        self.value_target.eval()(observations)
+        self.train()
 
     def make_value(self, features_extractor: BaseFeaturesExtractor | None = None) -> ValueNetwork:
         """
@@ -301,7 +334,8 @@ class SACVPolicy(SACPolicy):
         :raises ValueError: by PyTorch's ``Normal``, if the policy's output is not a number
         """
         actor = self.actor
-        is_known = type(actor).forward is Actor.forward and type(actor.action_dist) is SquashedDiagGaussianDistribution
+        is_known = getattr(actor.forward, "__func__", None) is _ACTOR_FORWARD
+        is_known = is_known and type(actor.action_dist) is SquashedDiagGaussianDistribution
         if is_known and not (actor._forward_hooks or actor._forward_pre_hooks):
             actions, is_nan = (self.captured_actions or self.act)(observation, deterministic)
             if not is_nan:
@@ -423,6 +457,19 @@ COUNTERPARTS: dict[type[SACPolicy], type[SACVPolicy]] = {
 }
 
 
+class _WithValue(ABCMeta):
+    """Of the classes that ``with_value`` makes, which stand in no module: pickled as what they were made of."""
+
+
+def _reduce(policy: type[BasePolicy]) -> Any:
+    """:return: how a class that was made is made again; a subclass of one is found by its name"""
+    return (with_value, (vars(policy)["sac_policy"],)) if "sac_policy" in vars(policy) else policy.__qualname__
+
+
+copyreg.pickle(_WithValue, _reduce)  # type: ignore[arg-type]  # a metaclass is a class too
+
+
+@cache
 def with_value(policy: type[BasePolicy]) -> type[SACVPolicy]:
     """
     :param policy: class of a policy for SAC
@@ -430,6 +477,9 @@ def with_value(policy: type[BasePolicy]) -> type[SACVPolicy]:
         neither the networks' construction nor their modes, one that inherits from both
     :raises ValueError: if there is none
     """
+    if "sac_policy" in vars(policy):
+        # From a file, where it is stored by value, a class of its own
+        return with_value(vars(policy)["sac_policy"])
     if issubclass(policy, SACVPolicy):
         return policy
     if policy in COUNTERPARTS:
@@ -443,4 +493,6 @@ def with_value(policy: type[BasePolicy]) -> type[SACVPolicy]:
             "sb3_softvalue.MlpPolicy, CnnPolicy or MultiInputPolicy."
         )
     base = next(ours for sb3s, ours in reversed(COUNTERPARTS.items()) if issubclass(policy, sb3s))
-    return type(policy.__name__, (policy, base), {"__module__": policy.__module__, "__doc__": policy.__doc__})
+    metaclass: Any = _WithValue if type(policy) is ABCMeta else type(policy)
+    own_attributes = {"__module__": policy.__module__, "__doc__": policy.__doc__, "sac_policy": policy}
+    return metaclass(policy.__name__, (policy, base), own_attributes)

@@ -4,7 +4,6 @@ import copy
 import io
 import math
 import pathlib
-import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
@@ -225,6 +224,7 @@ class SACV(SAC):
         assert isinstance(self.action_space, spaces.Box)
         if not issubclass(self.policy_class, SACVPolicy):
             raise ValueError("This model has no value network: SACV.from_sac makes a SACV of a model of SB3's SAC.")
+        self.policy_class = with_value(self.policy_class)
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
             self.replay_buffer_kwargs |= {"n_steps": self.n_steps, "gamma": self.gamma}
             if self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1:
@@ -241,6 +241,7 @@ class SACV(SAC):
         if plays_only:
             self.replay_buffer = None
         self._create_aliases()
+        checks.check_optimizers(self)
         self.target_entropy = checks.target_entropy(self.target_entropy, self.action_space)
         self._setup_ent_coef()
         self._finite_check = FiniteCheck()
@@ -263,7 +264,7 @@ class SACV(SAC):
 
     def _setup_ent_coef(self) -> None:
         """(Re)start the temperature from ``self.ent_coef``: learned ("auto", "auto_<initial value>") or fixed (a number)."""
-        initial_value = checks.initial_ent_coef(self.ent_coef)
+        self._initial_ent_coef = initial_value = checks.initial_ent_coef(self.ent_coef)
         if isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto"):
             # The log is optimized, see https://github.com/rail-berkeley/softlearning/issues/37
             self.log_ent_coef = th.log(th.ones(1, device=self.device) * initial_value).requires_grad_(True)
@@ -379,9 +380,8 @@ class SACV(SAC):
         """:return: the present temperature α, learned or fixed, with the target entropy that it is learned for"""
         if self.log_ent_coef is None:
             return Temperature(self.ent_coef_tensor)
-        assert isinstance(self.target_entropy, float)
         ent_coef = th.exp(self.log_ent_coef.detach())
-        return Temperature(ent_coef, self.log_ent_coef, _scalar(self.target_entropy, self.device))
+        return Temperature(ent_coef, self.log_ent_coef, _scalar(float(self.target_entropy), self.device))
 
     def _log(self, rows: th.Tensor) -> None:
         """
@@ -396,9 +396,8 @@ class SACV(SAC):
         if self.ent_coef_optimizer is None:
             del means["ent_coef_loss"]
         else:
-            initial = checks.initial_ent_coef(self.ent_coef)
-            assert isinstance(self.target_entropy, float)
-            self._warn_once(checks.hint_about_temperature(means["ent_coef"], initial, means["entropy"], self.target_entropy))
+            now = means["ent_coef"], self._initial_ent_coef, means["entropy"], float(self.target_entropy)
+            self._warn_once(checks.hint_about_temperature(*now))
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
 
@@ -408,7 +407,7 @@ class SACV(SAC):
         """
         if hint is not None and hint[:12] not in self._hints_given:
             self._hints_given.add(hint[:12])
-            warnings.warn(hint, UserWarning, stacklevel=3)
+            checks.advise(hint, stacklevel=3)
 
     def learn(
         self: SelfSACV,
@@ -419,20 +418,28 @@ class SACV(SAC):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSACV:
-        """Train, see ``BaseAlgorithm.learn``."""
+        """
+        Train, see ``BaseAlgorithm.learn``.
+
+        :raises RuntimeError: inside ``torch.autocast``
+        """
         check_autocast(self.device)
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        if self.replay_buffer is None:
-            raise ValueError("A HER model that was loaded without an environment only predicts: load it with env=.")
+        buffer = getattr(self, "replay_buffer", None)
+        if buffer is None:
+            if issubclass(self.replay_buffer_class or object, HerReplayBuffer):
+                raise ValueError("A HER model that was loaded without an environment only predicts: load it with env=.")
+            raise ValueError("The model has no replay buffer to learn from: set model.replay_buffer, or load_replay_buffer.")
+        checks.check_optimizers(self)
         if isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
             self.action_noise = self.action_noise.base_noise
         if self.check_finite:
             self._finite_check.begin_step(self)
         result = super()._setup_learn(*args, **kwargs)
-        if self.replay_buffer.size() == 0 and self.num_timesteps > self.learning_starts and self.gradient_steps != 0:
-            warnings.warn(
+        if buffer.size() == 0 and self.num_timesteps > self.learning_starts and self.gradient_steps != 0:
+            checks.advise(
                 "The replay buffer is empty and learning_starts has passed: the first updates learn from few transitions. Use "
                 "load_replay_buffer, or set model.learning_starts to model.num_timesteps + 1000, say.",
                 stacklevel=3,
@@ -671,6 +678,8 @@ def _number_at(progress: float, name: str, value: float | Schedule) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0.0 <= number < math.inf:
+        if not callable(value):
+            raise ValueError(f"{name} must be a finite number that is not negative, or a schedule of such, got {value!r}.")
         raise ValueError(
             f"The {name} schedule gave {number} at progress remaining {progress:.3f}: make it return finite numbers that "
             "are not negative."

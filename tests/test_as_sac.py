@@ -1,8 +1,12 @@
 """Whatever works with SAC works with SACV: what users' scripts do, run with both classes."""
 
+import base64
 import copy
+import io
+import json
 import pickle
-from typing import Any, NamedTuple
+import zipfile
+from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
 import gymnasium as gym
@@ -10,15 +14,19 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.sac import policies as sac_policies
 
 import sb3_softvalue
 from sb3_softvalue import SACV
 from sb3_softvalue.execution.compiled import compile_gradients, tracing
+from sb3_softvalue.policies import with_value
 from tests.helpers import MODEL_LIST, ClockEnv, PointGoalEnv, RandomEnv, box_env, differs, filled, parameters_of, small, train
 
 
@@ -77,6 +85,65 @@ class TestSetAfterConstruction:
         observations = th.full((4, 1), 20.0)
         q_values = model.critic(observations, th.zeros(4, 1))[0]
         assert q_values.mean().item() == pytest.approx(1.0, abs=0.2)
+
+    @pytest.mark.parametrize("value", [-1, np.float32(-1.0), th.tensor(-1.0)], ids=repr)
+    def test_target_entropy(self, model_class, value):
+        model = small(model_class, box_env()).learn(20)
+        model.target_entropy = value
+        if model_class is SAC:
+            with pytest.raises(AssertionError):  # that it is Python's float
+                model.learn(20)
+            return
+        assert model.temperature().target_entropy.item() == -1.0
+        assert model.learn(20)._n_updates == 20
+
+    def test_ent_coef(self, model_class):
+        """It is read once, when the model is made."""
+        model = small(model_class, box_env()).learn(20)
+        model.ent_coef = None
+        assert model.learn(20)._n_updates == 20
+
+    def test_forward_of_the_actor(self, model_class):
+        model = small(model_class, box_env())
+        forward = model.actor.forward
+        model.actor.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 0.0 + 0.5
+        assert model.predict(np.zeros(3, np.float32))[0] == pytest.approx([1.25, 0.375])
+
+    def test_action_log_prob_of_the_actor(self, model_class):
+        model, calls = small(model_class, box_env()), []
+        action_log_prob = model.actor.action_log_prob
+        model.actor.action_log_prob = lambda obs: calls.append(len(obs)) or action_log_prob(obs)
+        model.learn(15)
+        # SAC calls it for the next observations as well
+        assert calls == [8] * 5 * (1 if model_class is SACV else 2)
+
+    def test_distribution_of_the_actor(self, model_class):
+        class Quiet(SquashedDiagGaussianDistribution):
+            def log_prob(self, actions: th.Tensor, gaussian_actions: th.Tensor | None = None) -> th.Tensor:
+                return super().log_prob(actions, gaussian_actions) * 0.0 - 7.0
+
+        model = small(model_class, box_env(), ent_coef=1.0)
+        model.actor.action_dist = Quiet(2)
+        observation = th.zeros(4, 3)
+        model.learn(11)
+        objective = -model.actor.action_log_prob(observation)[1]
+        assert objective.tolist() == [7.0] * 4
+        if model_class is SACV:
+            assert train(model, 1)["train/entropy"] == 7.0
+
+    def test_sb3s_actor(self, model_class, monkeypatch):
+        forward, action_log_prob = sac_policies.Actor.forward, sac_policies.Actor.action_log_prob
+        calls: list[str] = []
+        monkeypatch.setattr(sac_policies.Actor, "forward", lambda *a, **k: calls.append("forward") or forward(*a, **k))
+        monkeypatch.setattr(sac_policies.Actor, "action_log_prob", lambda *a: calls.append("log_prob") or action_log_prob(*a))
+        small(model_class, box_env()).learn(11)
+        assert calls == ["forward", *["log_prob"] * (1 if model_class is SACV else 2)]
+
+    def test_no_replay_buffer(self, model_class):
+        model = small(model_class, box_env()).learn(20)
+        model.replay_buffer = None
+        with pytest.raises((ValueError, AttributeError), match=r"set model\.replay_buffer|object has no attribute 'add'"):
+            model.learn(20)
 
     def test_replay_buffer(self, model_class):
         model = small(model_class, box_env()).learn(20)
@@ -162,6 +229,14 @@ class Wider(sac_policies.SACPolicy):
         super().__init__(*args, **(kwargs | dict(net_arch=[12, 12])))
 
 
+class Plain(sac_policies.SACPolicy):
+    """Nothing of its own."""
+
+
+class Derived(with_value(Plain)):  # type: ignore[misc]  # made when it runs
+    """Of a class that was made."""
+
+
 @pytest.mark.parametrize(
     "policy, expected",
     [
@@ -187,6 +262,26 @@ def test_policies_by_class(model_class, policy, expected, tmp_path):
     loaded = model_class.load(tmp_path / "model", env=env, device="cpu").learn(10)
     assert not differs(parameters_of(model_class.load(tmp_path / "model").policy), parameters_of(model.policy))
     assert type(loaded.policy).__name__ == model.policy_class.__name__
+
+
+@pytest.mark.parametrize("model_class", MODEL_LIST)
+def test_a_foreign_policy_is_pickled(model_class):
+    model = small(model_class, box_env(), Plain, policy_kwargs=dict(net_arch=[8])).learn(15)
+    observation = np.full(3, 0.3, np.float32)
+    for copied in (pickle.loads(pickle.dumps(model.policy)), copy.deepcopy(model.policy), pickle.loads(pickle.dumps(model))):
+        assert (copied.predict(observation, deterministic=True)[0] == model.predict(observation, deterministic=True)[0]).all()
+        assert type(getattr(copied, "policy", copied)) is type(model.policy)
+    assert pickle.loads(pickle.dumps(model)).learn(15)._n_updates == 5 + 5
+
+
+def test_one_class_for_a_foreign_policy(tmp_path):
+    """Whoever asks, also when a file is read; a class derived from it is itself."""
+    made = with_value(Plain)
+    assert with_value(made) is made is with_value(Plain) is pickle.loads(pickle.dumps(made))
+    small(SACV, box_env(), Plain).save(tmp_path / "model")
+    assert type(SACV.load(tmp_path / "model").policy) is made
+    assert type(pickle.loads(pickle.dumps(SACV.load(tmp_path / "model"))).policy) is made
+    assert pickle.loads(pickle.dumps(Derived)) is Derived is with_value(Derived)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
@@ -233,11 +328,18 @@ def test_load_replay_buffer_of_others(tmp_path):
     filled(box_env(4)).save_replay_buffer(tmp_path / "other")
     model = filled(box_env())
     buffer = model.replay_buffer
-    with pytest.raises(ValueError, match="other observation or action spaces than the model"):
+    with pytest.raises(
+        ValueError, match=r"filled with observations in Box\(-1.0, 1.0, \(4,\).*the model's are in Box\(-1.0, 1.0, \(3,\)"
+    ):
         model.load_replay_buffer(tmp_path / "other")
     filled(DummyVecEnv([box_env] * 2)).save_replay_buffer(tmp_path / "two")
     with pytest.raises(ValueError, match="filled by 2 environments in parallel, the model has 1"):
         model.load_replay_buffer(tmp_path / "two")
+    assert model.replay_buffer is buffer
+    actions = spaces.Box(np.float32([-1, 0]), np.float32([2, 5]))
+    filled(RandomEnv(box_env().observation_space, actions)).save_replay_buffer(tmp_path / "actions")
+    with pytest.raises(ValueError, match=r"filled with actions in Box\(\[-1.  0.\], \[2. 5.\].*the model's are in"):
+        model.load_replay_buffer(tmp_path / "actions")
     assert model.replay_buffer is buffer
     # As scripts do to free the memory first
     model.save_replay_buffer(tmp_path / "own")
@@ -286,3 +388,197 @@ def test_vmap_over_the_policy(model_class):
 def test_gym_ids_and_wrappers(model_class):
     env = gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), np.float32(-0.5), np.float32(0.5))
     assert small(model_class, env).learn(30).num_timesteps == 30
+
+
+@pytest.mark.parametrize("observation_space", [spaces.Box(-2, 3, (3,)), spaces.Dict(a=spaces.Box(-2, 3, (3,)))], ids=str)
+@pytest.mark.parametrize("model_class", MODEL_LIST)
+def test_load_replay_buffer_with_other_bounds_of_observations(model_class, observation_space, tmp_path):
+    """Which are stored as they are."""
+    is_dict = isinstance(observation_space, spaces.Dict)
+    own = spaces.Dict(a=box_env().observation_space) if is_dict else box_env().observation_space
+    policy = "MultiInputPolicy" if is_dict else "MlpPolicy"
+    small(model_class, RandomEnv(observation_space), policy).learn(20).save_replay_buffer(tmp_path / "buffer")
+    model = small(model_class, RandomEnv(own), policy)
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.learn(20).replay_buffer.size() == 40
+
+
+class OneLayer(FlattenExtractor):
+    """One layer for all who extract features."""
+
+    layer: th.nn.Module
+
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space)
+        self.shared = OneLayer.layer
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.shared(super().forward(observations))
+
+
+class TestOneLayerForAll:
+    """A layer that the user's extractors hold in common is V's target's own: neither moved nor frozen by it."""
+
+    policy_kwargs: ClassVar[dict[str, Any]] = dict(net_arch=[8], features_extractor_class=OneLayer)
+
+    @pytest.mark.parametrize("model_class", MODEL_LIST)
+    def test_frozen(self, model_class):
+        OneLayer.layer = th.nn.Linear(3, 3).requires_grad_(False)
+        before = OneLayer.layer.weight.clone()
+        small(model_class, box_env(), policy_kwargs=self.policy_kwargs, tau=0.1).learn(20)
+        # SAC's target critic moves it towards itself: by 1 - tau, then tau of the rest is added, at each of ten updates
+        factor = 1.0 if model_class is SACV else (1 - 0.1**2) ** 10
+        th.testing.assert_close(OneLayer.layer.weight, before * factor, rtol=1e-5 if factor < 1 else 0, atol=0)
+
+    def test_shared_as_sb3_shares(self):
+        OneLayer.layer = th.nn.Linear(3, 3)
+        model = small(SACV, box_env(), policy_kwargs=self.policy_kwargs | dict(share_features_extractor=True), tau=0.5)
+        target = model.value_target.features_extractor.shared
+        assert model.actor.features_extractor.shared is OneLayer.layer is not target
+        before = parameters_of(OneLayer.layer)
+        assert not differs(parameters_of(target), before)
+        model.learn(11)
+        after = parameters_of(OneLayer.layer)
+        assert OneLayer.layer.weight.requires_grad and differs(after, before)
+        th.testing.assert_close(target.weight, (before["weight"] + after["weight"]) / 2)
+
+    def test_learned_by_several(self):
+        """Refused, when the model is made and when it is learned by several later on."""
+        message = "The actor and the critic hold one parameter.*freeze it.*or use .*share_features_extractor=True"
+        OneLayer.layer = th.nn.Linear(3, 3)
+        with pytest.raises(ValueError, match=message):
+            small(SACV, box_env(), policy_kwargs=self.policy_kwargs)
+        OneLayer.layer.requires_grad_(False)
+        model = small(SACV, box_env(), policy_kwargs=self.policy_kwargs).learn(15)
+        OneLayer.layer.requires_grad_(True)
+        with pytest.raises(ValueError, match=message):
+            model.learn(15)
+
+
+class Lazy(BaseFeaturesExtractor):
+    """Finds out for itself how much there is to read."""
+
+    def __init__(self, observation_space: spaces.Space):
+        super().__init__(observation_space, 4)
+        self.layers = th.nn.Sequential(th.nn.Flatten(), th.nn.LazyLinear(4), th.nn.LazyBatchNorm1d())
+
+    def forward(self, observations: Any) -> th.Tensor:
+        return self.layers(observations["a"] if isinstance(observations, dict) else observations)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-1, 1, (2, 3)), spaces.Discrete(5), spaces.Dict(a=spaces.Box(-1, 1, (3,)))], ids=str
+)
+@pytest.mark.parametrize("model_class", MODEL_LIST)
+def test_lazy_layers(model_class, space):
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    kwargs = dict(policy_kwargs=dict(net_arch=[8], features_extractor_class=Lazy))
+    model = small(model_class, RandomEnv(space), policy, **kwargs)
+    if model_class is SACV:
+        assert not differs(parameters_of(model.value_target), parameters_of(model.value))
+        assert all(module.training for module in model.value.modules())
+    assert model.learn(20)._n_updates == 10
+
+
+class ByDepth(sac_policies.SACPolicy):
+    """Reads ``net_arch`` in its own way."""
+
+    def __init__(self, *args: Any, net_arch: Any = None, **kwargs: Any):
+        super().__init__(*args, net_arch=[net_arch["width"]] * net_arch["depth"], **kwargs)
+
+
+class OfTinyImages(sac_policies.CnnPolicy):
+    """With an extractor of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **(kwargs | dict(features_extractor_class=FlattenExtractor)))
+
+
+class DuckNoise:
+    """Noise that is no ``ActionNoise``."""
+
+    n_resets = 0
+
+    def __call__(self) -> np.ndarray:
+        return np.full(2, 5.0, np.float32)
+
+    def reset(self) -> None:
+        DuckNoise.n_resets += 1
+
+
+@pytest.mark.parametrize("model_class", MODEL_LIST)
+class TestNoVeto:
+    """What only the user knows the meaning of."""
+
+    def test_architecture_of_a_foreign_policy(self, model_class):
+        model = small(model_class, box_env(), ByDepth, policy_kwargs=dict(net_arch=dict(width=6, depth=2)))
+        assert [layer.out_features for layer in model.critic.qf0 if isinstance(layer, th.nn.Linear)] == [6, 6, 1]
+        assert model.learn(15)._n_updates == 5
+
+    def test_more_than_the_known_keys_of_an_architecture(self, model_class):
+        kwargs = dict(net_arch=dict(pi=np.array([7]), qf=range(6, 7), depth=2))
+        assert small(model_class, box_env(), policy_kwargs=kwargs).actor.mu.in_features == 7
+
+    def test_small_images(self, model_class):
+        model = small(model_class, RandomEnv(spaces.Box(0, 255, (8, 8, 3), np.uint8)), OfTinyImages)
+        assert model.learn(15)._n_updates == 5
+
+    def test_unit_of_train_freq(self, model_class):
+        for unit, n_updates in ((TrainFrequencyUnit.STEP, 5), (TrainFrequencyUnit.EPISODE, 1)):
+            model = small(model_class, box_env(), train_freq=(2 if unit is TrainFrequencyUnit.STEP else 1, unit))
+            assert model.learn(20)._n_updates == n_updates
+
+    def test_learning_starts_never(self, model_class, tmp_path):
+        model = small(model_class, box_env(), learning_starts=float("inf")).learn(20)
+        model.save(tmp_path / "model")
+        assert model_class.load(tmp_path / "model", env=box_env()).learn(20)._n_updates == 0
+
+    def test_negative_gradient_steps(self, model_class):
+        assert small(model_class, box_env(), gradient_steps=-2, train_freq=4).learn(20)._n_updates == 12
+
+    def test_noise_of_any_class(self, model_class):
+        DuckNoise.n_resets = 0
+        model = small(model_class, box_env(), action_noise=DuckNoise()).learn(20)
+        assert (model.replay_buffer.actions[:20] == 1.0).all()
+        assert DuckNoise.n_resets == 1 + 2, "before the first episode and after each"
+
+    def test_a_tensor_as_temperature(self, model_class, tmp_path):
+        small(model_class, box_env(), ent_coef=th.tensor(0.25)).learn(20).save(tmp_path / "model")
+        assert model_class.load(tmp_path / "model", env=box_env()).learn(20).ent_coef_tensor.item() == 0.25
+
+    @pytest.mark.parametrize("shape, n_updates", [((3, 36, 36), 2), ((36, 36, 36), 2), ((36, 36, 3), 0)])
+    def test_images_of_floats(self, model_class, shape, n_updates):
+        """Channels come first: SB3 transposes images of bytes only."""
+        kwargs = dict(policy_kwargs=dict(net_arch=[8], normalize_images=False))
+        env = RandomEnv(spaces.Box(0, 1, shape, np.float32))
+        if n_updates:
+            assert small(model_class, env, "CnnPolicy", **kwargs).learn(12)._n_updates == n_updates
+            return
+        with pytest.raises(
+            (RuntimeError, ValueError), match=r"Kernel size can't be|reads images of floats with channels first"
+        ):
+            small(model_class, env, "CnnPolicy", **kwargs)
+
+
+def names_in(path: Any) -> set[str]:
+    """Of the classes and functions that unpickling a model's file asks for."""
+    data = json.loads(zipfile.ZipFile(path).read("data"))
+    names: set[str] = set()
+
+    class Recording(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            names.add(f"{module}.{name}")
+            return super().find_class(module, name)
+
+    for item in data.values():
+        if isinstance(item, dict) and ":serialized:" in item:
+            Recording(io.BytesIO(base64.b64decode(item[":serialized:"]))).load()
+    return names
+
+
+def test_a_file_asks_for_no_class_but_sacs_and_the_policy(tmp_path):
+    """SB3 is about to load by a list of names (its pull request 2264), which users extend by what is theirs."""
+    for model_class in MODEL_LIST:
+        small(model_class, box_env()).learn(15).save(tmp_path / model_class.__name__)
+    ours, sacs = (names_in(tmp_path / f"{name}.zip") for name in ("SACV", "SAC"))
+    assert ours - sacs == {"sb3_softvalue.policies.SACVPolicy"}

@@ -202,6 +202,17 @@ def test_schedule(name, value):
     assert all(th.equal(param, before[name]) for name, param in model.policy.state_dict().items())
 
 
+@pytest.mark.parametrize("name", SCHEDULES[1:])
+def test_number_set_later(name):
+    model = filled(box_env())
+    setattr(model, name, -1.0)
+    with pytest.raises(
+        ValueError, match=f"^{name} must be a finite number that is not negative, or a schedule of such, got -1"
+    ):
+        train(model, 1)
+    assert model._n_updates == 0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "abc", None])
 def test_target_entropy(value):
     with pytest.raises(ValueError, match="target_entropy must be a finite number or 'auto', got"):

@@ -375,6 +375,20 @@ def test_failing_compiler(monkeypatch):
     assert_same(everything(explicit), before)
 
 
+def test_sampling_that_is_replaced_later_runs_eagerly(compilations):
+    model = filled(box_env(), execution="compiled")
+    run(model, (3, 1.0))
+    assert len(compilations) == 1
+    calls = []
+    action_log_prob = model.actor.action_log_prob
+    model.actor.action_log_prob = lambda observations: calls.append(1) or action_log_prob(observations)
+    run(model, (4, 1.0))
+    assert len(calls) == 4
+    del model.actor.action_log_prob
+    run(model, (2, 1.0))
+    assert (len(calls), len(compilations)) == (4, 1)
+
+
 def test_data_dependent_code_is_not_frozen_into_a_graph(compilations):
     class Branching(FlattenExtractor):
         def forward(self, observations: th.Tensor) -> th.Tensor:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC, HerReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_softvalue import SACV
@@ -289,6 +290,104 @@ def test_nan_that_the_networks_handle_is_no_fault(model_class):
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
+VECTORIZED: dict[str, Any] = {
+    "rewards only": dict(norm_obs=False),
+    "frozen": dict(training=False),
+    "another key": dict(norm_obs_keys=["b"]),
+}
+
+
+class NanToNumOfDict(CombinedExtractor):
+    """Makes zeros of what is missing."""
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        return th.nan_to_num(super().forward(observations))
+
+
+@pytest.mark.parametrize("kwargs", VECTORIZED.values(), ids=VECTORIZED)
+@pytest.mark.parametrize("model_class", MODEL_LIST)
+def test_nan_that_does_not_reach_the_statistics_is_no_fault(model_class, kwargs):
+    observation, space, policy, extractor = np.array([np.nan, 0.5]), PAIR, "MlpPolicy", NanToNum
+    if "norm_obs_keys" in kwargs:
+        observation, space = dict(a=observation, b=np.ones(2)), gym.spaces.Dict(a=PAIR, b=PAIR)
+        policy, extractor = "MultiInputPolicy", NanToNumOfDict
+    env = VecNormalize(DummyVecEnv([lambda: Given(observation, space)]), **kwargs)
+    model = small(model_class, env, policy, policy_kwargs=dict(net_arch=[8], features_extractor_class=extractor)).learn(30)
+    assert model._n_updates == 20
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+def test_nan_in_the_statistics_of_one_key_is_a_fault():
+    given = Given(dict(a=np.array([np.nan, 0.5]), b=np.array([0.5, np.nan])), gym.spaces.Dict(a=PAIR, b=PAIR))
+    env = VecNormalize(DummyVecEnv([lambda: given]), norm_obs_keys=["b"])
+    kwargs = dict(policy_kwargs=dict(net_arch=[8], features_extractor_class=NanToNumOfDict))
+    with pytest.raises(NonFiniteError, match="The observation 'b' of environment 0 is nan"):
+        small(SACV, env, "MultiInputPolicy", **kwargs).learn(30)
+
+
+@pytest.mark.parametrize("model_class", MODEL_LIST)
+def test_nan_that_the_networks_handle_in_a_later_environment(model_class):
+    """Which is not VecNormalize's, as the first is."""
+    kwargs = dict(policy_kwargs=dict(net_arch=[8], features_extractor_class=NanToNum))
+    model = small(model_class, VecNormalize(DummyVecEnv([lambda: Given(np.ones(2), PAIR)])), **kwargs).learn(20)
+    model.set_env(DummyVecEnv([lambda: Given(np.array([np.nan, 0.5]), PAIR)]))
+    assert model.learn(20)._n_updates == 20
+
+
+class Unsampled(ReplayBuffer):
+    """Gives no sample for the asking."""
+
+    def sample(self, batch_size: int, env: Any = None) -> Any:
+        if batch_size != 8:
+            raise RuntimeError("only batches of 8")
+        return super().sample(batch_size, env)
+
+
+class TestWhateverElseFails:
+    """The number that is not finite is what is named."""
+
+    def test_no_sample(self):
+        model = small(SACV, nan_at(gym.make("Pendulum-v1"), 15), replay_buffer_class=Unsampled)
+        with pytest.raises(
+            NonFiniteError, match=r"^The reward of environment 0 is nan at step 15, .*\(update 4, .* 0\.\d+\)\."
+        ):
+            model.learn(30)
+
+    def test_no_temperature(self):
+        model = small(SACV, nan_at(gym.make("Pendulum-v1"), 5))
+        model.target_entropy = None
+        with pytest.raises(NonFiniteError, match=r"in float32 \(update 0\)\. It was not stored"):
+            model.learn(30)
+
+    def test_state_that_is_no_tensor(self):
+        model = filled(box_env())
+        model.actor.get_extra_state, model.actor.set_extra_state = lambda: "mine", lambda _: None
+        with th.no_grad():
+            model.actor.mu.bias[0] = th.nan
+        model.learning_starts = 0
+        with pytest.raises(NonFiniteError, match=r"The parameters actor\.mu\.bias are not finite"):
+            model.learn(30)
+
+    def test_an_error_of_the_environment_stays_itself(self):
+        def fails(reward: float) -> float:
+            raise ValueError("mine")
+
+        model = small(SACV, gym.wrappers.TransformReward(gym.make("Pendulum-v1"), fails))
+        model.actor.get_action_dist_params = None
+        with pytest.raises(ValueError, match=r"^mine$"):
+            model.learn(30)
+
+
+def test_one_pair_of_brackets():
+    with pytest.raises(
+        NonFiniteError, match=r"as the environment gave it, in float32 \(update 0, temperature α 1\)\. It was not"
+    ):
+        pendulum(Faulty("reward", np.inf, 3)).learn(10)
+    with pytest.raises(NonFiniteError, match=r"as the episode begins, in float32 \(update 0, temperature α 1\)\. No episode"):
+        pendulum(Faulty(reset=True)).learn(10)
+    assert str(NonFiniteError("loss", "It is nan")).startswith("It is nan.")
+
+
 def test_switched_off():
     model = pendulum(Faulty("reward", np.nan, 15), check_finite=False).learn(18)
     assert np.isnan(model.replay_buffer.rewards[14, 0])
@@ -322,9 +421,18 @@ class TestHints:
         assert len(given) == 1
 
     def test_nothing_about_ordinary_tasks(self):
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            pendulum().learn(60)
+        assert [str(warning.message) for warning in given] == []
+
+    def test_warnings_that_are_errors(self, capsys):
+        """What works with SAC works: the hint is printed instead."""
+        env = gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), np.float32(-5000.0), np.float32(5000.0))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            pendulum().learn(60)
+            assert pendulum(env).learn(25).num_timesteps == 25
+        assert capsys.readouterr().err.count("An action reaches from -5000 to 5000") == 1
 
 
 def nan_at(env: gym.Env, step: int) -> DummyVecEnv:

@@ -106,6 +106,8 @@ class Executor:
                 if problem is not None:
                     self._fall_back(problem, ValueError(f"execution={self.requested!r} is not possible: {problem}"))
                 return gradients
+            if inputs.noise is None:  # since the first, the actor was given its own way of sampling
+                return eager_gradients(objective, params, inputs, update_actor)
             try:
                 return self._gradients(objective, params, inputs, update_actor)
             except Exception as error:
@@ -152,7 +154,7 @@ def _observed_gradients(
     if objective.actor.use_sde:
         problem = "gSDE draws its noise inside the network"
     elif draws_own_noise(objective.actor):
-        problem = f"{type(objective.actor).__name__} overrides action_log_prob"
+        problem = f"{type(objective.actor).__name__} has another action_log_prob or action_dist than SB3's"
     else:
         problem = None
     generators = {"NumPy": _numpy_state, "Python": random.getstate, "PyTorch": _torch_state}
