@@ -10,6 +10,7 @@ import sys
 import tempfile
 
 import gymnasium as gym
+import numpy as np
 from matplotlib.gridspec import GridSpec
 from PIL import Image
 
@@ -19,6 +20,19 @@ from sb3_softvalue.diagnostics import Calibration, Recording
 HERE = pathlib.Path(__file__).parent
 # So that the text can be read in a third of a page
 SIZE, DPI = (5.2, 4.0), 100
+
+
+class Hanging(gym.Wrapper):
+    """The pendulum hangs at rest at first, and fills the picture."""
+
+    def reset(self, **kwargs):
+        _, info = self.env.reset(**kwargs)
+        pendulum = self.unwrapped
+        pendulum.state = np.array([np.pi, 0.0])
+        return pendulum._get_obs(), info
+
+    def render(self):
+        return self.env.render()[100:400, 80:420]
 
 
 def main(folder: pathlib.Path, timesteps: str = "20000") -> None:

@@ -14,8 +14,8 @@ from sb3_softvalue.checkpoint import ResumableCheckpoint
 def main(argv: Sequence[str] | None = None) -> int:
     """:return: the steps that are done"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=20_000, help="of the whole training")
-    parser.add_argument("--folder", default="runs/resume", help="of the checkpoints")
+    parser.add_argument("--timesteps", type=int, default=20_000, help="of the whole training (default: %(default)s)")
+    parser.add_argument("--folder", default="runs/resume", help="of the checkpoints (default: %(default)s)")
     args = parser.parse_args(argv)
 
     model = SACV("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=0)
