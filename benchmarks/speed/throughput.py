@@ -173,7 +173,7 @@ def measure_imports(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Write what was measured so far as CSV and PNG into the results folder."""
-    stem, title = f"throughput-{args.device}-{args.threads}-threads", f"{args.env}, {args.device}, {args.threads} threads"
+    stem, title = f"throughput-{args.device}-{args.threads}-threads", f"{args.env}, {args.device}, threads: {args.threads}"
     if args.gradient_steps > 1:
         stem, title = f"{stem}-{args.gradient_steps}-steps", f"{title}, {args.gradient_steps} gradient steps in a row"
     if len({(row["batch_size"], row["width"]) for row in rows if "width" in row}) > 1:
