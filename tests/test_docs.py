@@ -128,7 +128,7 @@ def check_command(words: list[str]) -> None:
     """
     :raises AssertionError: if the command names a target, file, module or extra that does not exist
     """
-    program, *arguments = words
+    program, *arguments = words[0].removeprefix(".venv/bin/"), *words[1:]
     if program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         variables = [argument.partition("=")[0] for argument in arguments if "=" in argument]
