@@ -13,7 +13,7 @@ V is the soft value, what is collected from s_H on with the entropy bonus. The p
 planner does not sample, and the return that is reported has no bonus either.
 
 Compared at the same checkpoints, from the same start states and with the same noise: the policy alone, planning with V,
-planning with nothing after the horizon, and planning with min Q(s, π(s)) in the place of V, which needs no value network.
+planning with nothing after the horizon, and planning with min Q(s, π(s)) instead of V, which needs no value network.
 Writes the returns, their paired differences and a picture to runs/plan_with_value.
 """
 

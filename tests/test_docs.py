@@ -15,6 +15,8 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from tests import vocabulary
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -182,3 +184,12 @@ def test_diff(block: Block) -> None:
     assert all(line[:1] in ("", " ", "+", "-") for line in lines), "a line of a diff starts with a blank, + or -"
     for side in "-+":
         ast.parse("\n".join(line[1:] for line in lines if line[:1] in ("", " ", side)))
+
+
+def test_vocabulary_finds_phrases_across_lines(tmp_path: pathlib.Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("It comes\nto nothing, in the\n    # place of a sum.\nThe goal is met.\n", encoding="utf-8")
+    assert [line.partition(": ")[2].partition(",")[0] for line in vocabulary.findings([page])] == [
+        "'comes to'",
+        "'in the # place of'",
+    ]

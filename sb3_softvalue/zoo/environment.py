@@ -67,7 +67,7 @@ def has_display() -> bool:
 
 
 def _check_display(arguments: list[str]) -> None:
-    """MuJoCo without a display ends the process with a C assertion, others draw where nobody looks."""
+    """MuJoCo without a display ends the process with a C assertion, others draw into memory."""
     if not has_display() and not {"--no-render", "-h", "--help"} & set(arguments):
         raise ValueError("There is no display to draw on: add --no-render, or film the agent with record_video.")
 
