@@ -186,6 +186,27 @@ def test_diff(block: Block) -> None:
         ast.parse("\n".join(line[1:] for line in lines if line[:1] in ("", " ", side)))
 
 
+def anchors(page: pathlib.Path) -> set[str]:
+    """:return: what GitHub and MyST make of the headings of a page"""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_exist(page: str) -> None:
+    """Those inside the repository; they work on GitHub and, under docs/, in the rendered pages."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "{doc}`" not in text and "{py:" not in text
+    links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text) + [(path, "") for path in re.findall(r'src="([^"]+)"', text)]
+    for path, anchor in links:
+        if path.startswith(("http://", "https://")) or "/tutorials/" in f"/{path}":
+            continue
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+    assert all(alt for alt in re.findall(r"!\[(.*?)\]", text)), "every picture has a text for those who cannot see it"
+
+
 def test_vocabulary_finds_phrases_across_lines(tmp_path: pathlib.Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("It comes\nto nothing, in the\n    # place of a sum.\nThe goal is met.\n", encoding="utf-8")
