@@ -1,4 +1,4 @@
-"""V against the soft returns that a frozen policy really collects."""
+"""V against the soft returns that a frozen policy collects."""
 
 import pathlib
 from collections.abc import Sequence
@@ -120,7 +120,7 @@ def evaluate_values(model: SACV, env: GymEnv | str, n_episodes: int = 20, seed: 
     tail bootstrapped with V where an episode was truncated.
 
     :param model: trained or loaded
-    :param env: not the one being trained on (if registered in Gym, can be str); with ``VecNormalize`` if the model was
+    :param env: not the training environment (if registered in Gym, can be str); with ``VecNormalize`` if the model was
         trained with it, with the statistics and settings of the training (also ``norm_reward``), not updated here
     :param n_episodes: complete episodes to run, divided among the environments
     :param seed: of the environments and of the sampled actions; the random state of the caller is left as it was

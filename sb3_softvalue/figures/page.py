@@ -1,4 +1,4 @@
-"""All figures of a run as files, and one page that holds them and the numbers."""
+"""All figures of a run as files, and one page with them and the numbers."""
 
 import argparse
 import base64

@@ -1,4 +1,4 @@
-"""What V said: against the returns collected, along an episode, over the state space."""
+"""Figures of V: against the returns collected, along an episode, over the state space."""
 
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ def calibration(recordings: Recordings, frozen: Calibration | None = None) -> "F
 
 def value_along_episode(recordings: Recordings) -> "Figure":
     """
-    What V, V̄ and the critics said along an episode, beside the soft return that then came.
+    V, V̄ and the critics along an episode, with the soft return collected.
 
     :param recordings: of one run; of several the first is shown
     :return: the last episode of which states were kept

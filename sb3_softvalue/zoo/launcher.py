@@ -1,4 +1,4 @@
-"""RL Zoo's front-ends with SACV among the algorithms, ours beside them, and errors in one sentence."""
+"""RL Zoo's front-ends with SACV among the algorithms, ``report``, and errors in one sentence."""
 
 import argparse
 import importlib
