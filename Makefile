@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PACKAGE_FILES = pyproject.toml setup.cfg constraints.txt
 
-.PHONY: demo test test-zoo test-kill pytest type lint format words check-codestyle commit-checks doc notebooks benchmark clean
+.PHONY: demo test test-zoo test-kill test-ecosystem pytest type lint format words check-codestyle commit-checks doc notebooks benchmark clean
 
 demo: $(VENV)/.with-examples
 	$(BIN)/python examples/pendulum.py
@@ -24,6 +24,14 @@ test-zoo: $(VENV)/.with-tests
 # A training that is killed twenty times, five minutes
 test-kill: $(VENV)/.with-tests
 	$(BIN)/python -m pytest tests/test_checkpoint_kill.py -m slow -s
+
+# Projects that train with SB3's SAC, three gigabytes in an environment of their own
+test-ecosystem: VENV = .venv-ecosystem
+test-ecosystem:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e ".[examples,onnx]" pytest pytest-xdist hypothesis -r tests/ecosystem.txt
+	$(INSTALL) --no-deps -r tests/ecosystem-no-deps.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ecosystem.py -m slow --durations=0
 
 type: $(VENV)/.with-tests
 	$(BIN)/mypy
@@ -57,7 +65,7 @@ benchmark: $(VENV)/.with-benchmarks
 	$(BIN)/python -m benchmarks.speed.throughput --threads 2
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/tutorials *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-ecosystem build dist docs/_build docs/tutorials *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.with-%: $(PACKAGE_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

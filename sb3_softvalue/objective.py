@@ -170,7 +170,7 @@ class JointObjective(nn.Module):
         self.action_prior = action_prior
 
     @property
-    def of(self) -> tuple[Any, ...]:
+    def key(self) -> tuple[Any, ...]:
         """What it was made of: networks and prior"""
         return self.actor, self.critic, self.value, self.value_target, self.action_prior
 
@@ -232,10 +232,10 @@ def eager_gradients(
     """
     total, metrics = objective(inputs, update_actor)
     gradients = th.autograd.grad(total, params, allow_unused=True)
-    return gradients, report(metrics, gradients)
+    return gradients, pack_metrics(metrics, gradients)
 
 
-def report(metrics: Metrics, gradients: Sequence[th.Tensor | None]) -> th.Tensor:
+def pack_metrics(metrics: Metrics, gradients: Sequence[th.Tensor | None]) -> th.Tensor:
     """
     :param metrics: of a gradient step, without ``found_inf``
     :param gradients: all of them are looked at: one that is not finite may belong to any tensor

@@ -109,7 +109,9 @@ def submodules(module: nn.Module) -> list[nn.Module]:
     found = [module]
     for parent in found:
         if parent._modules:
-            found.extend([child for child in parent._modules.values() if child is not None])
+            for child in parent._modules.values():
+                if child is not None:
+                    found.append(child)  # in a loop: a comprehension costs a call for each module
     return found
 
 
@@ -124,11 +126,13 @@ def move_target(network: nn.Module, target: nn.Module, tau: float) -> None:
     params: list[th.Tensor] = []
     target_params: list[th.Tensor] = []
     for child, copy in zip(submodules(network), submodules(target), strict=True):
-        params.extend(param for param in child._parameters.values() if param is not None)
-        target_params.extend(param for param in copy._parameters.values() if param is not None)
+        for name, param in child._parameters.items():
+            if param is not None:
+                params.append(param)
+                target_params.append(copy._parameters[name])  # type: ignore[arg-type]  # it is there in both
         for name, buffer in child._buffers.items():
             if buffer is not None:
-                copy._buffers[name].copy_(buffer)  # type: ignore[union-attr]  # it is there in both
+                copy._buffers[name].copy_(buffer)  # type: ignore[union-attr]
     equations.polyak_update(params, target_params, tau)
 
 

@@ -97,16 +97,17 @@ class SACV(SAC):
     :param ent_coef_learning_rate: learning rate of the temperature, number or schedule; None takes ``learning_rate``
     :param max_grad_norm: the maximum gradient norm of each optimizer (actor, critics, value, temperature) by itself;
         None does not clip
-    :param action_prior: p(a) over the squashed action, of which the objective maximises α·(log p(a) - log π(a|s)): "uniform"
-        leaves its constant out, which makes the bonus the entropy; "normalized_uniform" has it (d·ln 2 nats a step less, so
-        that no bonus is positive: the same optimal policy, but where episodes end early; there it takes away a reward for
-        staying alive); "normal" is N(0, I), as in the authors' code
-    :param policy_delay: step the actor and the temperature at every ``policy_delay``-th gradient step only; the critics and
-        the value network, whose target samples the present policy, at each
-    :param check_finite: stop with a ``NonFiniteError`` that names the first observation, reward, action, loss or gradient that
-        is not finite, before it is stored or learned from; False looks at nothing
-    :param execution: how the update runs: "eager", "compiled", "cuda_graph"; "auto" takes "compiled" or "cuda_graph" where it
-        is possible and pays for itself; all agree up to rounding. "mixed" is "compiled" with large products in bfloat16.
+    :param action_prior: p(a) over the squashed action. The objective maximises α·(log p(a) - log π(a|s)). "uniform" leaves out
+        the constant log p(a), so that the bonus is the entropy. "normalized_uniform" keeps it: the bonus is d·ln 2 nats a step
+        smaller and never positive. The optimal policy is the same unless episodes can end early, where a positive bonus
+        rewards staying alive. "normal" is N(0, I), as in the authors' code
+    :param policy_delay: step the actor and the temperature only at every ``policy_delay``-th gradient step; the critics and
+        the value network are stepped each time, and V's target always samples the present policy
+    :param check_finite: stop with a ``NonFiniteError`` at the first observation, reward, action, loss or gradient that is not
+        finite, before it is stored or learned from; False switches this check off
+    :param execution: how the update runs: "eager", "compiled", "cuda_graph", or "auto", which takes "compiled" or "cuda_graph"
+        where it is possible and pays for itself. All agree up to rounding. "mixed" is "compiled" with large products in
+        bfloat16.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -361,7 +362,7 @@ class SACV(SAC):
     def _joint_objective(self) -> JointObjective:
         """:return: the objective of the present networks, which may have been exchanged"""
         networks = self.actor, self.critic, self.value, self.value_target
-        if self._objective is None or self._objective.of != (*networks, self.action_prior):
+        if self._objective is None or self._objective.key != (*networks, self.action_prior):
             self._objective = JointObjective(*networks, self.action_prior)
         return self._objective
 

@@ -1,5 +1,6 @@
 """Fixtures of the whole suite."""
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,3 +39,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def one_thread() -> None:
     """The networks here are so small that a second thread only costs; sums have one order then."""
     th.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell starts background jobs with Ctrl-C ignored; processes that tests interrupt would inherit that and never end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

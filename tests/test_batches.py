@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 
-from sb3_softvalue.execution.batches import sample_batches, send, split
+from sb3_softvalue.execution.batches import copy_to_device, sample_batches, split
 from sb3_softvalue.objective import Batch, map_tensors
 from tests.helpers import assert_same
 
@@ -47,7 +47,7 @@ def test_send_changes_nothing(device):
         Batch(observations, actions, next_observations, dones, rewards, discounts),
         Batch(next_observations, -actions, observations, 1 - dones, -rewards, 1 - discounts),
     ]
-    sent = send(batches, th.device(device))
+    sent = copy_to_device(batches, th.device(device))
     for batch, expected in zip(sent, batches, strict=True):
         assert list(batch.observations) == list(observations)
         assert [leaf.dtype for leaf in leaves(batch)] == [leaf.dtype for leaf in leaves(expected)]

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import SAC
 
 from sb3_softvalue import SACV
-from sb3_softvalue.checkpoint import CheckpointError
+from sb3_softvalue.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from tests import checkpoint_fuzz
 from tests.helpers import assert_same
 from tests.test_checkpoint import everything, make
@@ -169,6 +170,36 @@ def test_forged(name, written, model, tmp_path):
         model.load_checkpoint(tmp_path / "run")
     assert_same(everything(model), before)
     assert th.equal(th.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["rewards", "actions", "dones", "timeouts", "observations"])
+def test_numbers_in_the_buffer_that_are_not_finite(name, value, tmp_path):
+    """Refused by name where the model would stop at them, loaded as SB3 would where it would not."""
+    for algorithm, off in ((SACV, dict(check_finite=False)), (SAC, {})):
+        folder = tmp_path / algorithm.__name__
+        model = make(algorithm=algorithm, **off).learn(60)
+        getattr(model.replay_buffer, name)[5] = value
+        save_checkpoint(model, folder)
+        other = make(seed=3, algorithm=algorithm, **off)
+        load_checkpoint(other, folder)
+        np.testing.assert_array_equal(getattr(other.replay_buffer, name), getattr(model.replay_buffer, name))
+        assert not np.isfinite(getattr(other.replay_buffer, name)[5]).any()
+    checked = make(seed=3).learn(50)
+    before = everything(checked)
+    if name == "observations":  # the networks may make something finite of them
+        with pytest.warns(UserWarning, match="check_finite is True, was False"):
+            load_checkpoint(checked, tmp_path / "SACV")
+        return
+    with pytest.raises(CheckpointError, match=f"is damaged .the {name} in its replay buffer are not all finite"):
+        load_checkpoint(checked, tmp_path / "SACV")
+    assert_same(everything(checked), before)
+    getattr(checked.replay_buffer, name)[5] = value
+    with pytest.raises(
+        CheckpointError, match=f"could not be continued from here .the {name} in its replay buffer are not all"
+    ):
+        save_checkpoint(checked, tmp_path / "new")
+    assert not has_checkpoint(tmp_path / "new") and not list((tmp_path / "new" / "replay").iterdir())
 
 
 @pytest.mark.parametrize("place", ["manifest.json", "state.json", "tensors.pt", "tensors in a zip", "block"])

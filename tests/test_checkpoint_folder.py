@@ -1,6 +1,7 @@
 """What lies in a folder of checkpoints: other programs' files, other trainings, leftovers, damage, small limits."""
 
 import errno
+import hashlib
 import os
 import resource
 import shutil
@@ -172,7 +173,7 @@ class TestLeftovers:
             assert n in (1, 2) and (error is None or n == 1), at
             if error:
                 # Its space is given back, so that others can write
-                assert "No space left on device" in str(error) and set(tree(folder)) - {".lock", ".journal"} <= set(
+                assert "No space left on device" in str(error) and set(tree(folder)) - {".lock"} <= set(
                     tree(tmp_path / "whole")
                 ), at
             load_checkpoint(make(seed=3), folder)
@@ -255,16 +256,22 @@ def test_a_reader_beside_the_writer(tmp_path):
     assert not errors
 
 
-def test_manifest_in_another_order_of_events(tmp_path):
-    """What a kill between a block and the commit leaves is in the journal, and in nobody's manifest."""
+def test_blocks_that_no_checkpoint_names(tmp_path):
+    """What a kill between a block and the commit leaves is what its name says; what is not is of somebody else."""
     model = make().learn(60)
     save_checkpoint(model, tmp_path)
-    folder_module.note(tmp_path, [f"replay/{'b' * 64}.npy", "../secret.txt", "best_model.zip", "checkpoint-000000/state.json"])
-    (tmp_path / "replay" / f"{'b' * 64}.npy").write_bytes(b"half")
-    (tmp_path / "best_model.zip").touch()
-    (tmp_path.parent / "secret.txt").touch()
-    folder_module.claim(tmp_path)
-    folder_module.release(tmp_path)
-    assert not (tmp_path / "replay" / f"{'b' * 64}.npy").exists() and not (tmp_path / ".journal").exists()
-    assert (tmp_path / "best_model.zip").exists() and (tmp_path.parent / "secret.txt").exists()
-    load_checkpoint(make(), tmp_path)
+    left = tmp_path / "replay" / f"{hashlib.sha256(b'left').hexdigest()}.npy"
+    left.write_bytes(b"left")
+    (tmp_path / "replay" / f"{'b' * 64}.npy").write_bytes(b"of somebody else")
+    # A checkpoint of a later version, or a damaged one, keeps its blocks
+    later = tmp_path / "replay" / f"{hashlib.sha256(b'later').hexdigest()}.npy"
+    later.write_bytes(b"later")
+    (tmp_path / "checkpoint-000009").mkdir()
+    (tmp_path / "checkpoint-000009" / "manifest.json").write_text(f'{{"format": 3, "blocks": ["{later.name}"]}}')
+    (tmp_path / ".writing").mkdir()
+    for name in ("block.npy", "state.json", "mine"):
+        (tmp_path / ".writing" / name).touch()
+    with folder_module.claimed(tmp_path):
+        assert not left.exists() and later.exists() and (tmp_path / "replay" / f"{'b' * 64}.npy").exists()
+        assert [path.name for path in (tmp_path / ".writing").iterdir()] == ["mine"]
+    load_checkpoint(make(), tmp_path / "checkpoint-000000")

@@ -1,15 +1,19 @@
 """SIGTERM, whatever the training does, and callbacks within and beside the one that writes checkpoints."""
 
+import copy
 import os
+import pickle
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -104,7 +108,7 @@ def test_with_a_worker_that_hangs(tmp_path):
     model.env.close()
     assert not any(process.is_alive() for process in model.env.processes)
     other = make(env=[short_pendulum] * 2)
-    assert "could not be reached" in str(load_checkpoint(other, tmp_path))
+    assert "are not known" in str(load_checkpoint(other, tmp_path))
     other.learn(30, reset_num_timesteps=False)
 
 
@@ -206,3 +210,34 @@ def test_other_callbacks_resume(algorithm, tmp_path):
     assert again[1].evaluations_results[:6] == whole[1].evaluations_results[:6]
     assert again[1].best_mean_reward >= max(map(np.mean, again[1].evaluations_results[:6]))
     assert np.load(tmp_path / "run" / "evaluations" / "evaluations.npz")["timesteps"].tolist() == times[0]
+
+
+@pytest.mark.parametrize("algorithm", [SACV, SAC])
+@pytest.mark.parametrize("kind", ["pickle", "cloudpickle", "deepcopy", "copy", "save"])
+def test_copies_of_the_model_while_it_learns(kind, algorithm, tmp_path):
+    """The model is of a subclass meanwhile, its environments have a recorder: copies are as those of a plain model."""
+    make_copy = {
+        "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+        "cloudpickle": lambda model: pickle.loads(cloudpickle.dumps(model)),
+        "deepcopy": copy.deepcopy,
+        "copy": copy.copy,
+        "save": lambda model: (model.save(tmp_path / "model"), algorithm.load(tmp_path / "model", env=model.env))[1],
+    }[kind]
+
+    def copied(*callbacks: BaseCallback) -> Any:
+        copies: list[Any] = []
+        model = make(algorithm=algorithm)
+        model.learn(100, callback=[*callbacks, At(60, lambda: copies.append(make_copy(model)))])
+        if kind in ("copy", "save"):  # they share the environment
+            return copies[0]
+        th.manual_seed(0)
+        return copies[0].learn(60, reset_num_timesteps=False)
+
+    with_it, without = copied(ResumableCheckpoint(tmp_path / "run", 30)), copied()
+    assert type(with_it) is algorithm and with_it.num_timesteps == without.num_timesteps
+    assert_same(with_it.get_parameters(), without.get_parameters())
+    # And it can be checkpointed itself
+    if kind not in ("copy", "save"):
+        with_it.learn(60, reset_num_timesteps=False, callback=ResumableCheckpoint(tmp_path / "copy", 30))
+        load_checkpoint(make(algorithm=algorithm), tmp_path / "copy")
+        assert type(with_it) is algorithm

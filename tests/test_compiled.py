@@ -130,6 +130,36 @@ def own_forward(model: SACV) -> None:
     model.value.vf.forward = lambda features: 2.0 * forward(features)
 
 
+def own_method(model: SACV) -> None:
+    of_actor = model.actor.get_action_dist_params
+
+    def narrower(obs: Any) -> Any:
+        mean, log_std, kwargs = of_actor(obs)
+        return mean, log_std - 1.0, kwargs
+
+    model.actor.get_action_dist_params = narrower
+
+
+def other_approximation(model: SACV) -> None:
+    for module in model.policy.modules():
+        if isinstance(module, nn.GELU):
+            module.approximate = "tanh"
+
+
+def append_norm(model: SACV) -> None:
+    model.critic.qf0.insert(1, nn.LayerNorm(8))
+
+
+def other_epsilon(model: SACV) -> None:
+    model.critic.qf0[1].eps = 0.5
+
+
+def transpose_weight(model: SACV) -> None:
+    """In the same place."""
+    weight = model.critic.qf0[2].weight
+    weight.data = weight.data.t()
+
+
 LEAKY = dict(policy_kwargs=dict(net_arch=[8], activation_fn=nn.LeakyReLU))
 CHANGES: dict[str, tuple[dict[str, Any], list[Callable[[SACV], Any]]]] = {
     "layers": ({}, [exchange_activation, exchange_layer, append_layer]),
@@ -147,6 +177,10 @@ CHANGES: dict[str, tuple[dict[str, Any], list[Callable[[SACV], Any]]]] = {
     "numbers, delayed policy": (dict(policy_delay=2), [other_batch_size, exchange_activation]),
     "computed weights": ({}, [prune_layer, parametrize_layer]),
     "forward": ({}, [own_forward]),
+    "method": ({}, [own_method]),
+    "approximation": (dict(policy_kwargs=dict(net_arch=[8], activation_fn=nn.GELU)), [other_approximation]),
+    "epsilon": ({}, [append_norm, other_epsilon]),
+    "transposed": (dict(policy_kwargs=dict(net_arch=[8, 8])), [transpose_weight]),
 }
 
 

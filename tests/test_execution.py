@@ -15,7 +15,7 @@ from sb3_softvalue import SACV
 from sb3_softvalue.execution import choice, executor, remaining_updates
 from sb3_softvalue.execution.compiled import DirectCall
 from sb3_softvalue.finite import NonFiniteError
-from sb3_softvalue.objective import Metrics, eager_gradients, report
+from sb3_softvalue.objective import Metrics, eager_gradients, pack_metrics
 from tests.helpers import (
     BatchNormDropoutExtractor,
     assert_same,
@@ -415,19 +415,19 @@ def test_one_entry_of_one_gradient_is_not_finite(execution, network, compilation
 def test_found_inf_looks_at_all_gradients():
     metrics = Metrics(*th.zeros(8).unbind())
     shapes = [(4, 3), (4,), (2, 4), (1, 2, 3, 3)]
-    assert report(metrics, [th.ones(shape) for shape in shapes])[-1] == 0.0
-    assert report(metrics, [None, th.ones(3)])[-1] == 0.0
-    assert report(metrics, [None])[-1] == 0.0
+    assert pack_metrics(metrics, [th.ones(shape) for shape in shapes])[-1] == 0.0
+    assert pack_metrics(metrics, [None, th.ones(3)])[-1] == 0.0
+    assert pack_metrics(metrics, [None])[-1] == 0.0
     for number in (th.nan, th.inf, -th.inf):
         for index, shape in enumerate(shapes):
             for place in range(th.Size(shape).numel()):
                 gradients = [th.ones(shape) for shape in shapes]
                 gradients[index].view(-1)[place] = number
-                assert report(metrics, gradients)[-1] == 1.0, (index, place)
+                assert pack_metrics(metrics, gradients)[-1] == 1.0, (index, place)
         for index in range(8):
             losses = th.zeros(8)
             losses[index] = number
-            assert report(Metrics(*losses.unbind()), [th.ones(2)])[-1] == 1.0, index
+            assert pack_metrics(Metrics(*losses.unbind()), [th.ones(2)])[-1] == 1.0, index
 
 
 def test_no_warning_while_compiling(compilations):

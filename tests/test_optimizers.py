@@ -89,8 +89,24 @@ def reload(optimizer: th.optim.Optimizer) -> None:
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
 
+def twice(optimizer: th.optim.Optimizer) -> None:
+    """Replaced on the object, as PyTorch's schedulers do it too."""
+    own = optimizer.step
+
+    def step() -> None:
+        own()
+        own()
+
+    optimizer.step = step  # type: ignore[method-assign]
+
+
 CHANGES: dict[str, Any] = {
     "load": reload,
+    "own step": twice,
+    "other counter": lambda optimizer: optimizer.state[optimizer.param_groups[0]["params"][1]].update(step=th.tensor(7.0)),
+    "other state": lambda optimizer: optimizer.state.update(
+        {key: copy.deepcopy(value) for key, value in optimizer.state.items()}
+    ),
     "maximize": lambda optimizer: optimizer.param_groups[0].update(maximize=True),
     "not fused": lambda optimizer: optimizer.param_groups[0].update(fused=False, foreach=False),
     "betas": lambda optimizer: optimizer.param_groups[0].update(betas=(0.5, 0.6)),
@@ -157,6 +173,17 @@ def test_hooks_are_called():
     for _ in range(2):
         step(trained.optimizers, trained.params, [th.ones(4, 3)])
     assert calls == ["before", "after"] * 2
+
+
+def test_hooks_after_a_gradient_are_called():
+    """As ``backward()`` calls them: before the step, with the gradient in its place."""
+    trained, step = Trained([ADAM]), OptimizerStep()
+    (param,) = trained.params[0]
+    seen: list[float] = []
+    param.register_post_accumulate_grad_hook(lambda param: seen.append(float(param.grad.sum())))
+    for number in (1.0, 2.0):
+        step(trained.optimizers, trained.params, [th.full((4, 3), number)])
+    assert seen == [12.0, 24.0]
 
 
 @pytest.mark.parametrize("kind", [ADAM, (th.optim.SGD, dict(lr=0.1)), (th.optim.Adam, dict(lr=0.1))])

@@ -2,7 +2,9 @@
 
     python -m benchmarks.speed.costs
     python -m benchmarks.speed.costs --n-envs 2 --vec-env subproc
+    python -m benchmarks.speed.costs --only checkpoints --learning-starts 1000000 --save-freq 1000000
 
+The last one measures the steps of the environment alone, between two checkpoints.
 Each contender does one ``learn()`` in a process of its own, with the callback or without the check. They take turns in slices,
 so that whatever else the machine does hits all of them. The first slice, which compiles, is left out. Printed is the ratio of
 the times of one slice, with and without, as median and quartiles over all slices, and the ratio for all slices together, which
@@ -41,6 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slices", type=int, default=40, help="of learn(), in turns")
     parser.add_argument("--buffer-size", type=int, default=100_000, help="transitions, which the buffer holds from the start")
     parser.add_argument("--save-freq", type=int, default=10_000, help="steps between two checkpoints")
+    parser.add_argument("--learning-starts", type=int, default=100, help="beyond --timesteps: no updates")
     args = parser.parse_args()
     if args.slices < 2:
         parser.error(f"--slices must be at least 2, since the first one is left out, got {args.slices}.")

@@ -88,6 +88,7 @@ def make_model(args: argparse.Namespace) -> Any:
         batch_size=args.batch_size,
         train_freq=args.train_freq,
         gradient_steps=args.gradient_steps,
+        learning_starts=args.learning_starts,
         policy_kwargs=dict(net_arch=[args.width, args.width]),
         seed=0,
         device=args.device,
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--vec-env", default="dummy")
     parser.add_argument("--addition", default="none")
     parser.add_argument("--save-freq", type=int, default=10_000)
+    parser.add_argument("--learning-starts", type=int, default=100)
     parser.add_argument("--buffer-size", type=int, default=20_000)
     parser.add_argument("--fill", type=int, default=0, help="1: random transitions fill the buffer before learn()")
     for name in ("threads", "batch-size", "width", "n-envs", "train-freq", "gradient-steps", "timesteps", "slices"):

@@ -1,5 +1,6 @@
 """The callback that writes checkpoints while a training continues."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -7,7 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_softvalue.checkpoint import environments
-from sb3_softvalue.checkpoint.folder import claim, has_checkpoint, release, writing
+from sb3_softvalue.checkpoint.folder import claimed, has_checkpoint
 from sb3_softvalue.checkpoint.learning import Learning, callbacks_of
 from sb3_softvalue.checkpoint.replay import at_episode_boundary
 from sb3_softvalue.checkpoint.save_load import KEEP, check_owner, check_storable, load_checkpoint, runs, save_checkpoint
@@ -62,6 +63,7 @@ class ResumableCheckpoint(BaseCallback):
         self.save_freq, self.keep, self.at_episode_end = save_freq, keep, at_episode_end
         self.resume, self.overwrite = resume, overwrite
         self._saved_at = 0
+        self._claim = contextlib.ExitStack()
         # The step from which on it waits for the end of an episode; infinite until an event asks for a checkpoint
         self._due_at = INFINITY
         # The other callbacks, and their numbers as they were constructed
@@ -84,8 +86,7 @@ class ResumableCheckpoint(BaseCallback):
 
         :param root: of all callbacks of this call of ``learn()``
         """
-        with writing(self.folder):
-            claim(self.folder)
+        self._claim.enter_context(claimed(self.folder))
         environments.read(self.training_env)  # from here on their states before each reset are known
         self._wait()
         self._others = [(each, _numbers_of(each)) for each in callbacks_of(root) if not isinstance(each, ResumableCheckpoint)]
@@ -97,14 +98,20 @@ class ResumableCheckpoint(BaseCallback):
 
     def end(self) -> None:
         """Let others have the folder; what was loaded for other callbacks was for this call of ``learn()``."""
-        release(self.folder)
+        self._claim.close()
         if self.model in runs:
             runs[self.model].callbacks = []
 
-    def _on_step(self) -> bool:
+    def on_step(self) -> bool:
+        """Without what callbacks usually do at each step: of this one it would be most of the cost."""
         if self._due_at is INFINITY:  # an event asks for it
             self._due_at, Learning.of(self.model).next_at = self.model.num_timesteps, 0
         return True
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Not needed, see ``on_step``."""
+
+    on_rollout_start = on_rollout_end = _on_step = lambda self: True  # type: ignore[assignment]  # see on_step
 
     def _on_training_end(self) -> None:
         # Where nothing was left to learn there was no rollout, and so no beginning

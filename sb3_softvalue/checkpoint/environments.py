@@ -192,7 +192,7 @@ def begin_episodes(venv: VecEnv, saved: list[dict[str, Any]] | None, boundary: b
     """
     own, why = read(venv), []
     if not saved or not own or any(each["now"]["np_random"] is None for each in (*saved, *own)):
-        return venv.reset(), ["the environments could not be reached: put them into Monitor"]
+        return venv.reset(), ["the environments' states are not known: put them into Monitor"]
     names = [[[name for name, _ in each["now"]["layers"]] for each in states] for states in (saved, own)]
     if names[0] != names[1]:
         why.append(f"the environments with a state were {names[0][0]} and are {names[1][0]}")

@@ -2,8 +2,8 @@
 
 A checkpoint is written to ``.writing``, flushed to the disk and renamed, so that a kill at any moment leaves the one before
 it. Its manifest holds a checksum of every file. The blocks of the replay buffer lie beside the checkpoints, named by their
-content, and are shared by all that refer to them. The journal names what a save adds or removes before it does so: only what
-stands there, and in no manifest, is ever deleted, by the same process or by the next that claims the folder.
+content, and are shared by all that refer to them. Deleted are only files that are a checkpoint's, and blocks that are what
+their name says and stand in no manifest: by the same process or by the next that claims the folder.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from sb3_softvalue.checkpoint.schema import CheckpointError, of_type, record, sequence
@@ -25,15 +25,12 @@ except ImportError:  # Windows: nothing keeps two processes from one folder ther
 
 # What is written; format 1, of version 0.1.0, is read too
 FORMAT, FORMATS = 2, (1, 2)
-MANIFEST, BLOCKS, WRITING, JOURNAL = "manifest.json", "replay", ".writing", ".journal"
+MANIFEST, BLOCKS, WRITING, BLOCK = "manifest.json", "replay", ".writing", "block.npy"
 FILES = ("state.json", "tensors.pt")
 _NAME = re.compile(r"checkpoint-\d{6,}")
 _BLOCK = re.compile(r"[0-9a-f]{64}\.npy")
-_OURS = re.compile(rf"{BLOCKS}/[0-9a-f]{{64}}\.npy|(\.writing|checkpoint-\d{{6,}})/[a-z]+\.[a-z]+")
-
-
-# Of each folder that is claimed: the process, its lock and how often it has claimed it
-_claims: dict[str, tuple[int, int, int]] = {}
+# Of each folder that is claimed the process
+_claimed: dict[str, int] = {}
 
 
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -81,32 +78,33 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def claim(folder: pathlib.Path) -> None:
+@contextlib.contextmanager
+def claimed(folder: pathlib.Path) -> Iterator[None]:
     """
-    Keep other processes from writing to the folder, until ``release`` or the end of this process, not of those it forks.
+    Keep other processes from writing to the folder for so long, or until the end of this process, not of those it forks.
 
     :param folder: of the run, made if it is not there; what dead processes have left in it is removed
-    :raises CheckpointError: if another process has claimed it
-    :raises OSError: if nothing can be written there
+    :raises CheckpointError: if another process has claimed it, or nothing can be written there
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise PermissionError(13, os.strerror(13))
-    path, key = folder / ".lock", str(folder.resolve())
-    process, lock, users = _claims.pop(key, (0, -1, 0))
-    if process != os.getpid():
-        users = 0
-    elif lock < 0 or (path.exists() and os.path.samestat(os.fstat(lock), path.stat())):
-        _claims[key] = process, lock, users + 1
+    key, lock = str(folder.resolve()), -1
+    if _claimed.get(key) == os.getpid():  # around this
+        yield
         return
-    else:
-        os.close(lock)  # of a folder that was removed since
-    _claims[key] = os.getpid(), _lock(path), users + 1
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(13, os.strerror(13))
+        lock = _lock(folder / ".lock")
+    _claimed[key] = process = os.getpid()
     try:
-        sweep(folder)
-    except BaseException:
-        release(folder)
-        raise
+        with writing(folder):
+            sweep(folder)
+        yield
+    finally:
+        if process == os.getpid():
+            del _claimed[key]
+            if lock >= 0:
+                os.close(lock)
 
 
 def _lock(path: pathlib.Path) -> int:
@@ -116,58 +114,40 @@ def _lock(path: pathlib.Path) -> int:
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        os.close(descriptor)
-        raise CheckpointError(
-            f"Another process writes checkpoints to {path.parent}: end it, or give each run a folder of its own."
-        ) from error
     except OSError as error:
         os.close(descriptor)
-        warnings.warn(
-            f"{path.parent} has no locks of files ({error.strerror}): make sure that no other process writes there.",
-            stacklevel=2,
-        )
+        if isinstance(error, (BlockingIOError, PermissionError)):
+            raise CheckpointError(
+                f"Another process writes checkpoints to {path.parent}: end it, or give each run a folder of its own."
+            ) from error
+        reason = f"{path.parent} has no locks of files ({error.strerror})"
+        warnings.warn(f"{reason}: make sure that no other process writes there.", stacklevel=2)
         return -1
     return descriptor
 
 
-def release(folder: pathlib.Path) -> None:
-    """:param folder: that was claimed, and is free again when all that claimed it have released it"""
-    key = str(folder.resolve())
-    process, lock, users = _claims.get(key, (0, -1, 0))
-    if process == os.getpid() and users > 1:
-        _claims[key] = process, lock, users - 1
-    elif process == os.getpid():
-        del _claims[key]
-        if lock >= 0:
-            os.close(lock)
-
-
-def note(folder: pathlib.Path, names: Iterable[str]) -> None:
-    """Write to the journal what is added or removed next: paths in the folder."""
-    with open(folder / JOURNAL, "a") as file:
-        file.writelines(f"{name}\n" for name in names)
-
-
 def sweep(folder: pathlib.Path) -> None:
-    """Remove what stands in the journal and in no manifest: leftovers of a save that failed or was killed."""
-    try:
-        names = {name for name in (folder / JOURNAL).read_text(errors="replace").split("\n") if _OURS.fullmatch(name)}
-    except FileNotFoundError:
-        return
+    """Remove what was being written, and blocks that no checkpoint names, not even one that is damaged."""
+    _remove(folder / WRITING, BLOCK, *FILES, MANIFEST)
+    named: set[str] = set()
     for path in _named(folder):
-        try:
-            manifest = read_manifest(path)
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            continue  # somebody else's, or damaged: nothing that it refers to can be loaded
-        names -= {f"{path.name}/{name}" for name in (MANIFEST, *manifest["files"])}
-        names -= {f"{BLOCKS}/{name}" for blocks in manifest["blocks"].values() for name in blocks}
+        # Any other error ends this: a checkpoint that cannot be read now keeps its blocks
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            named.update(_BLOCK.findall((path / MANIFEST).read_text(errors="replace")))
+    with contextlib.suppress(FileNotFoundError):
+        for name in filter(_BLOCK.fullmatch, set(os.listdir(folder / BLOCKS)) - named):
+            path = folder / BLOCKS / name
+            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == path.stem:  # else somebody else's
+                path.unlink()
+
+
+def _remove(folder: pathlib.Path, *names: str) -> None:
+    """Remove a checkpoint, or what is written of one, but nothing that somebody else has put there."""
     for name in names:
-        (folder / name).unlink(missing_ok=True)
-    for parent in {(folder / name).parent for name in names} - {folder / BLOCKS}:
-        with contextlib.suppress(OSError):  # something of somebody else's is in it
-            parent.rmdir()
-    (folder / JOURNAL).unlink()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            (folder / name).unlink()
+    with contextlib.suppress(OSError):  # is not there, or is somebody else's, too
+        folder.rmdir()
 
 
 def sync_folder(folder: pathlib.Path) -> None:
@@ -180,13 +160,12 @@ def sync_folder(folder: pathlib.Path) -> None:
             os.close(descriptor)
 
 
-def _write_file(path: pathlib.Path, content: bytes) -> str:
-    """:return: SHA-256 of a file that was written and flushed to the disk"""
+def write_file(path: pathlib.Path, *parts: Any) -> None:
+    """Write bytes to a file and flush it to the disk."""
     with open(path, "wb") as file:
-        file.write(content)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager
@@ -196,12 +175,11 @@ def unfinished(folder: pathlib.Path) -> Iterator[None]:
 
     :param folder: of the run, claimed
     """
-    note(folder, [f"{WRITING}/{name}" for name in (*FILES, MANIFEST, "block.npy")])
     (folder / WRITING).mkdir(exist_ok=True)
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, CheckpointError):
             sweep(folder)
         raise
 
@@ -215,32 +193,26 @@ def commit(folder: pathlib.Path, files: dict[str, bytes], manifest: dict[str, An
     :param manifest: beside its format and its files
     :param keep: number of checkpoints to keep
     """
-    sums = {name: _write_file(folder / WRITING / name, content) for name, content in files.items()}
+    for name, content in files.items():
+        write_file(folder / WRITING / name, content)
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     text = json.dumps({"format": FORMAT, "files": sums, **manifest}, indent=1).encode()
     # Its own checksum is its last line
-    _write_file(folder / WRITING / MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
+    write_file(folder / WRITING / MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
     sync_folder(folder / WRITING)
     taken = [int(path.name.partition("-")[2]) for path in _named(folder)]
     os.rename(folder / WRITING, folder / f"checkpoint-{max(taken, default=-1) + 1:06d}")
     # The checkpoint is there: what fails from here on is made up for by the next one
     with contextlib.suppress(OSError, CheckpointError):
         sync_folder(folder)
-        _prune(folder, manifest["run"], keep)
+        runs = {}
+        for path in checkpoints(folder):
+            with contextlib.suppress(ValueError):  # damaged
+                runs[path] = read_manifest(path)["run"]
+        kept = [path for path, run in runs.items() if run == manifest["run"]][-keep:]
+        for path in runs.keys() - kept:
+            _remove(path, *FILES, MANIFEST)
         sweep(folder)
-
-
-def _prune(folder: pathlib.Path, run: str, keep: int) -> None:
-    """Remove the manifests of old checkpoints; what they alone name stands in the journal afterwards."""
-    found: list[tuple[pathlib.Path, dict[str, Any]]] = []
-    for path in checkpoints(folder):
-        with contextlib.suppress(ValueError):
-            found.append((path, read_manifest(path)))
-    kept = [path for path, manifest in found if manifest["run"] == run][-keep:]
-    for path, manifest in found:
-        if path not in kept:
-            note(folder, [f"{path.name}/{name}" for name in (MANIFEST, *manifest["files"])])
-            note(folder, [f"{BLOCKS}/{name}" for blocks in manifest["blocks"].values() for name in blocks])
-            (path / MANIFEST).unlink()
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:

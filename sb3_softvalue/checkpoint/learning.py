@@ -1,10 +1,12 @@
 """One call of ``learn()`` that writes checkpoints: how it begins, is interrupted and ends, also by an exception.
 
 SB3 tells a nested callback neither of the beginning of a rollout nor of the end of the training, and none of an exception.
-For as long as ``learn()`` runs, the model is of a subclass whose ``collect_rollouts`` and ``train`` tell of both.
+For as long as ``learn()`` runs, the model is of a subclass whose ``collect_rollouts`` and ``train`` tell of both, and whose
+copies and pickles are of the model's own class.
 """
 
 import contextlib
+import copyreg
 import functools
 import math
 import signal
@@ -21,7 +23,7 @@ from stable_baselines3.common.type_aliases import RolloutReturn
 
 from sb3_softvalue.checkpoint import environments
 
-# Seconds after a signal: until then a rollout may end by itself, and then a gradient step
+# Seconds after a signal: until then a rollout may end by itself, and then a gradient step; between two looks
 ROLLOUT_ENDS, STEP_ENDS, RETRY = 2.0, 3.0, 0.01
 # Seconds in which a signal comes that the processes of the environments have had already
 _SIGNAL_COMES = 0.3
@@ -51,15 +53,13 @@ class Learning:
         self.model = model
         # Callbacks of type ResumableCheckpoint
         self.savers: list[Any] = []
-        self._class: Any = type(model)
         self.root: BaseCallback | None = None
         # The step before which there is nothing to be done
         self.next_at = 0.0
+        self._class: Any = type(model)
         self._handlers: dict[int, Any] = {}
         self._interrupted_at: float | None = None
-        # Whether it was said; whether the signal was sent once more; whether the training stops by itself from here on
-        self._told = self._is_late = self._stops = False
-        self._timer: threading.Timer | None = None
+        self._told = False
         model.__class__ = self._subclass()
 
     @staticmethod
@@ -74,16 +74,13 @@ class Learning:
         class Learner(base):  # type: ignore[valid-type, misc]  # whatever the model is
             _learning_of_checkpoints = learning
 
-            # Of another model only where this one was copied meanwhile
             def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
                 try:
                     # Between two checkpoints this comparison is all that a rollout costs
-                    if self.num_timesteps < learning.next_at and callback is learning.root:
-                        return base.collect_rollouts(self, env, callback, *args, **kwargs)
-                    if self is not learning.model or not learning.look(callback):
+                    if (self.num_timesteps < learning.next_at and callback is learning.root) or not learning.look(callback):
                         return base.collect_rollouts(self, env, callback, *args, **kwargs)
                 except BaseException as error:
-                    if self is not learning.model or not learning.has_stopped(error):
+                    if not learning.has_stopped(error):
                         raise
                 return RolloutReturn(0, 0, continue_training=False)
 
@@ -91,8 +88,14 @@ class Learning:
                 try:
                     base.train(self, *args, **kwargs)
                 except BaseException as error:
-                    if self is not learning.model or not learning.has_stopped(error):
+                    if not learning.has_stopped(error):
                         raise
+
+            def __reduce_ex__(self, protocol: Any) -> Any:
+                make, args, *rest = super().__reduce_ex__(protocol)
+                if make is copyreg.__newobj__:  # type: ignore[attr-defined]  # pickle would insist on this class
+                    make = base.__new__
+                return make, tuple(base if each is Learner else each for each in args), *rest
 
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(Learner, name, getattr(base, name))
@@ -107,10 +110,14 @@ class Learning:
         """
         if root is not self.root:
             self._begin(root)
-        self._tell()
-        now = self._stops = self._interrupted_at is not None
+        now = self._interrupted_at is not None
+        if now:
+            self._alarm(0.0)
+            self._tell()
         due_at = [saver.save_if_due(now) for saver in self.savers]
-        self.next_at = 0.0 if now else min(due_at, default=math.inf)
+        self.next_at = min(due_at, default=math.inf)
+        if self._interrupted_at is not None:  # perhaps meanwhile
+            self.next_at = 0.0
         return now
 
     def has_stopped(self, error: BaseException) -> bool:
@@ -136,8 +143,7 @@ class Learning:
         if not called:
             return
         self.model.__class__ = self._subclass()
-        self.root, self._interrupted_at = root, None
-        self._told = self._is_late = self._stops = False
+        self.root, self._interrupted_at, self._told = root, None, False
         try:
             for saver in called:
                 saver.begin(root)
@@ -148,9 +154,9 @@ class Learning:
         root.on_training_end = functools.partial(self._ended, root.on_training_end)  # type: ignore[method-assign]  # until then
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                # One that was set outside of Python could not be set again; one that is ignored stays so
-                if signal.getsignal(number) not in (None, signal.SIG_IGN):
-                    self._handlers[number] = signal.signal(number, self._interrupt)
+                # One that is ignored stays so
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._handle(number, self._interrupt)
 
     def _ended(self, on_training_end: Callable[[], None]) -> None:
         try:
@@ -177,12 +183,19 @@ class Learning:
     def _stop_sampling(*args: Any, **kwargs: Any) -> Any:
         raise Stop
 
+    def _handle(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+        if signal.getsignal(number) is not None:  # one that was set outside of Python could not be set again
+            self._handlers[number] = signal.signal(number, handler)
+
     def _restore_handlers(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        self._alarm(0.0)
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    def _alarm(self, seconds: float) -> None:
+        """Look after the training in so many seconds, 0 for never: an alarm interrupts waiting for an environment, too."""
+        if any(number not in (signal.SIGINT, signal.SIGTERM) for number in self._handlers):
+            signal.setitimer(signal.ITIMER_REAL, seconds, RETRY)
 
     def _is_interrupt(self, error: BaseException) -> bool:
         """:return: whether an exception is what a signal has made of the training, to its environments' processes perhaps"""
@@ -196,7 +209,7 @@ class Learning:
         Say that it was interrupted. Not where the signal came: that may have been within another ``print()``, which would
         raise. Nor may a terminal that is gone keep the checkpoint from being written.
         """
-        if self._interrupted_at is not None and not self._told:
+        if not self._told:
             self._told = True
             folders = " and ".join(str(saver.folder) for saver in self.savers)
             with contextlib.suppress(OSError, ValueError):
@@ -206,50 +219,34 @@ class Learning:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Called by the system: stop at the next consistent moment, and look after it when that takes too long."""
-        if self._is_late:
-            self._is_late = False
-            if not self._stops:
-                self._stop(number, frame)
-        elif self._interrupted_at is None:
+        if self._interrupted_at is None:
             self._interrupted_at, self.next_at = time.monotonic(), 0.0
-            self._look_after(number, ROLLOUT_ENDS)
+            if hasattr(signal, "SIGALRM"):  # elsewhere (Windows) the rollout ends by itself
+                self._handle(signal.SIGALRM, self._stop)
+                self._alarm(ROLLOUT_ENDS)
         else:
             self._restore_handlers()
             signal.raise_signal(number)
-
-    def _look_after(self, number: int, seconds: float) -> None:
-        """Send the signal once more, from another thread: it interrupts waiting for an environment, too."""
-
-        def late() -> None:
-            self._is_late = True
-            if hasattr(signal, "pthread_kill"):
-                signal.pthread_kill(threading.main_thread().ident, number)  # type: ignore[arg-type]  # it runs
-            else:  # Windows
-                signal.raise_signal(number)
-
-        self._timer = threading.Timer(seconds, late)
-        self._timer.daemon = True
-        self._timer.start()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """
         End the rollout or ``train()``, but not within a write to the replay buffer or the disk or an optimizer's step.
 
-        :param number: of the signal
+        :param number: of the alarm, which comes again until it is switched off
         :param frame: where it came
         """
         buffer: Any = self.model.replay_buffer
         within, waited = "", time.monotonic() - (self._interrupted_at or 0.0)
         while frame is not None and not within:
             owner, name = frame.f_locals.get("self"), frame.f_code.co_name
-            if (owner is buffer and name == "add") or isinstance(owner, th.optim.Optimizer) or name == "save_if_due":
+            if (owner is buffer and name == "add") or isinstance(owner, th.optim.Optimizer) or owner is self:
                 within = "writing"
             elif owner is self.model and name in ("train", "collect_rollouts"):
                 within = name
             frame = frame.f_back
         if within == "collect_rollouts" or (within == "train" and waited > STEP_ENDS):
+            self._alarm(0.0)
             raise Stop
-        if within == "train" and "sample" not in vars(buffer):
+        if within == "train":
             # A gradient step begins with its batch: between two of them nothing is half done
             buffer.sample = self._stop_sampling
-        self._look_after(number, max(RETRY, STEP_ENDS - waited + RETRY) if within == "train" else RETRY)

@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softvalue.checkpoint.folder import BLOCKS, WRITING, note, sync_folder
+from sb3_softvalue.checkpoint.folder import BLOCK, BLOCKS, WRITING, sync_folder, write_file
 from sb3_softvalue.checkpoint.schema import CheckpointError
 
 KNOWN = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
@@ -52,31 +52,41 @@ def _slices(array: np.ndarray, rows: int) -> Iterator[np.ndarray]:
     return (array[start : min(start + size, rows)] for start in range(0, rows, size))
 
 
-def write_blocks(buffer: ReplayBuffer, folder: pathlib.Path) -> dict[str, list[str]]:
+def _check(name: str, block: np.ndarray, buffer: ReplayBuffer, finite: bool) -> None:
+    """
+    :param finite: whether rewards, actions and ends of episodes have to be; observations may hold what the networks can use
+    :raises ValueError: if a block cannot be learned from
+    """
+    if finite and block.dtype.kind == "f" and "observations" not in name and not np.isfinite(block).all():
+        raise ValueError(f"the {name} in its replay buffer are not all finite")
+    # HER's, which are indices
+    if block.dtype == np.int64 and name.startswith("ep_") and not ((block >= 0) & (block <= buffer.buffer_size)).all():
+        raise ValueError(f"the {name} in its replay buffer are no rows of it")
+
+
+def write_blocks(buffer: ReplayBuffer, folder: pathlib.Path, finite: bool) -> dict[str, list[str]]:
     """
     Write those blocks that are not there yet or damaged, straight from the buffer's arrays.
 
     :param buffer: one of SB3's
     :param folder: of the run, claimed
+    :param finite: see ``_check``
     :return: for each array the names of its blocks
+    :raises ValueError: if they could not be learned from
     """
     (folder / BLOCKS).mkdir(exist_ok=True)
     names: dict[str, list[str]] = {}
     for name, array in arrays_of(buffer).items():
         names[name] = []
         for block in _slices(array, n_rows(buffer, buffer.pos, buffer.full)):
+            _check(name, block, buffer, finite)
             header, content = _header(block), np.ascontiguousarray(block).reshape(-1).view(np.uint8)
             digest = hashlib.sha256(header)
             digest.update(content.data)
             path = folder / BLOCKS / f"{digest.hexdigest()}.npy"
             if not _is_whole(path):
-                note(folder, [f"{BLOCKS}/{path.name}"])
-                with open(folder / WRITING / "block.npy", "wb") as file:
-                    file.write(header)
-                    file.write(content.data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(folder / WRITING / "block.npy", path)
+                write_file(folder / WRITING / BLOCK, header, content.data)
+                os.replace(folder / WRITING / BLOCK, path)
                 _checked.add(_signature(path))
             names[name].append(path.name)
     sync_folder(folder / BLOCKS)
@@ -107,7 +117,9 @@ def _is_whole(path: pathlib.Path) -> bool:
     return True
 
 
-def read_blocks(buffer: ReplayBuffer, folder: pathlib.Path, names: dict[str, list[str]], rows: int, fill: bool) -> None:
+def read_blocks(
+    buffer: ReplayBuffer, folder: pathlib.Path, names: dict[str, list[str]], rows: int, finite: bool, fill: bool
+) -> None:
     """
     Read all blocks one after the other, and check them against the buffer that they are for.
 
@@ -115,6 +127,7 @@ def read_blocks(buffer: ReplayBuffer, folder: pathlib.Path, names: dict[str, lis
     :param folder: of the run
     :param names: see ``write_blocks``
     :param rows: that they hold
+    :param finite: see ``_check``
     :param fill: whether to copy them into the buffer; it is not touched otherwise
     :raises ValueError: if one is missing, damaged or of another buffer
     """
@@ -136,9 +149,7 @@ def read_blocks(buffer: ReplayBuffer, folder: pathlib.Path, names: dict[str, lis
                 raise ValueError(f"block {file} is damaged or of another replay buffer")
             _checked.add(_signature(path))
             block = np.frombuffer(content, own.dtype, offset=len(header)).reshape(own.shape)
-            # HER's, which are indices
-            if own.dtype == np.int64 and name.startswith("ep_") and not ((0 <= block) & (block <= buffer.buffer_size)).all():
-                raise ValueError(f"block {file} holds no rows of the buffer")
+            _check(name, block, buffer, finite)
             if fill:
                 own[...] = block
 

@@ -18,12 +18,11 @@ from sb3_softvalue.checkpoint import environments, replay, state, upgrade
 from sb3_softvalue.checkpoint.folder import (
     FORMAT,
     checkpoints,
-    claim,
+    claimed,
     commit,
     newest,
     read_files,
     read_manifest,
-    release,
     unfinished,
     writing,
 )
@@ -133,21 +132,30 @@ def save_checkpoint(
         state.json_schema(model)("state", json.loads(text))
         state.tensors_schema(model)("tensors", tensors)
     except ValueError as error:
-        raise CheckpointError(f"The training could not be continued from here ({error}): older checkpoints stay.") from error
+        raise _no_continuing(error) from error
     file = io.BytesIO()
     th.save(tensors, file)
     files = {"state.json": text.encode(), "tensors.pt": file.getvalue()}
-    with writing(folder):
-        claim(folder)
-    try:
+    with claimed(folder):
         if not overwrite:
             check_owner(model, folder)
         run = runs.setdefault(model, _Run(uuid.uuid4().hex, []))
         with writing(folder), unfinished(folder):
-            blocks = replay.write_blocks(model.replay_buffer, folder)
+            try:
+                blocks = replay.write_blocks(model.replay_buffer, folder, _is_finite(model))
+            except ValueError as error:
+                raise _no_continuing(error) from error
             commit(folder, files, {"run": run.name, "blocks": blocks, "facts": state.facts(model)}, keep)
-    finally:
-        release(folder)
+
+
+def _is_finite(model: OffPolicyAlgorithm) -> bool:
+    """:return: whether it would stop at a number that is not finite; others learn from it, as from any buffer of SB3"""
+    return bool(getattr(model, "check_finite", False))
+
+
+def _no_continuing(error: Exception) -> CheckpointError:
+    """:return: one sentence"""
+    return CheckpointError(f"The training could not be continued from here ({error}): older checkpoints stay.")
 
 
 def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> Resumed:
@@ -180,25 +188,23 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
     buffer: Any = model.replay_buffer
     try:
         manifest = read_manifest(path)
-        if manifest["format"] == FORMAT:
-            state.check_facts(manifest["facts"], state.facts(model))
-        else:
-            upgrade.check_facts(manifest["facts"], model)
+        is_old = manifest["format"] != FORMAT
+        state.check_facts(manifest["facts"], upgrade.facts(model) if is_old else state.facts(model))
         files = read_files(path, manifest)
         content = json.loads(files["state.json"])
         tensors = th.load(io.BytesIO(files["tensors.pt"]), map_location="cpu", weights_only=True)
-        if manifest["format"] != FORMAT:
+        if is_old:
             content, tensors = upgrade.upgrade(content, tensors)
         content, tensors = state.json_schema(model)("state", content), state.tensors_schema(model)("tensors", tensors)
         rows = replay.n_rows(buffer, content["buffer"]["pos"], content["buffer"]["full"])
-        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=False)
+        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, _is_finite(model), fill=False)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a file can be made to say: none of it has reached the model
         raise _damaged(path, error) from error
     why = _begin_episodes(model, content)
     try:
-        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, fill=True)
+        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, _is_finite(model), fill=True)
     except (ValueError, OSError) as error:  # removed since it was checked: the next checkpoint is there
         raise _damaged(path, error) from error
     state.apply(model, content, tensors)

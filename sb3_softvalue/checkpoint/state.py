@@ -273,7 +273,7 @@ def apply(model: OffPolicyAlgorithm, saved: dict[str, Any], saved_tensors: dict[
     buffer: Any = model.replay_buffer
     buffer.pos, buffer.full = saved["buffer"]["pos"], saved["buffer"]["full"]
     if isinstance(buffer, HerReplayBuffer):
-        buffer._current_ep_start = np.array(saved["buffer"]["episode starts"], dtype=np.int64)
+        buffer._current_ep_start[:] = saved["buffer"]["episode starts"]
     model.action_space._np_random = saved["action space"]
     model.action_noise = _noise_of_each(model)
     for index, noise in enumerate(_noises(model)):

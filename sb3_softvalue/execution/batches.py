@@ -49,7 +49,7 @@ def sample_batches(
         if device.type == "cuda":
             batches = split(_sample_on_cpu(buffer, size * batch_size, gamma, reward_scale, env), size)
             while sending := list(itertools.islice(batches, _SENT_TOGETHER)):
-                yield from send(sending, device)
+                yield from copy_to_device(sending, device)
         else:
             yield from split(_sample(buffer, size * batch_size, gamma, reward_scale, env), size)
         n_batches -= size
@@ -98,7 +98,7 @@ def split(batch: Batch, n_batches: int) -> Iterator[Batch]:
     yield from map(part, range(n_batches))
 
 
-def send(batches: Sequence[Batch], device: th.device) -> list[Batch]:
+def copy_to_device(batches: Sequence[Batch], device: th.device) -> list[Batch]:
     """
     Send batches to a GPU in one copy for each type of number, from pinned memory and without waiting for it: the copy of each
     small tensor by itself costs a launch and a synchronization.

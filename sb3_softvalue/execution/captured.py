@@ -98,7 +98,7 @@ class CapturedGradients:
             return eager_gradients(objective, params, inputs, update_actor)
         learned = params if log_ent_coef is None else (*params, log_ent_coef)
         addresses = [(param.data_ptr(), param.requires_grad) for param in learned]
-        key = self._state.attributes(), addresses, signature(tensors)
+        key = addresses, signature(tensors)
         if key != self._keys.get(update_actor):
             self._keys.pop(update_actor, None)  # until there is a graph
             self._graphs[update_actor] = self._capture(objective, params, inputs, tensors, update_actor)
@@ -123,7 +123,6 @@ class CapturedGradients:
         owners = {id(param): name.partition(".")[0] for name, param in objective.named_parameters()}
         # The temperature's gradient comes out of the actor's
         backend = PartitionBackend([*(owners.get(id(param), "actor") for param in used), None], self.compiled)
-        gradients_of = compile_gradients(backend)
         log_ent_coef = inputs.temperature.log_ent_coef
 
         def compute(*own: th.Tensor) -> Gradients:
@@ -134,6 +133,7 @@ class CapturedGradients:
             return [None if gradient is None else next(found) for gradient in reference], metrics
 
         with tracing():
+            gradients_of = compile_gradients(backend)
             return CapturedGraph(compute, tensors)
 
 

@@ -100,7 +100,7 @@ class CompiledGradients:
             gradients = by_dynamo(objective, params, inputs, update_actor)
         self._by_dynamo[update_actor] = by_dynamo
         self._called.add(key)
-        if getattr(self._pass, "rounds_nothing", False):
+        if getattr(self._pass, "has_no_effect", False):
             warnings.warn("execution='mixed' is the same as 'compiled' here: " + self._pass.requirement, stacklevel=2)
         return gradients
 

@@ -115,7 +115,7 @@ class Bf16MatmulPass(MatmulRewritePass):
     def __init__(self, data_shapes: Collection[tuple[int, ...]] = ()):
         super().__init__()
         self.data_shapes = frozenset(data_shapes)
-        self.rounds_nothing = False
+        self.has_no_effect = False
         """Whether the last graph had no product that is worth rounding for"""
 
     def __call__(self, graph: Graph) -> None:
@@ -124,7 +124,7 @@ class Bf16MatmulPass(MatmulRewritePass):
         """
         super().__call__(graph)
         products = self._eligible_products(graph)
-        self.rounds_nothing = not products
+        self.has_no_effect = not products
         rounded: dict[Node, Node] = {}
         for node in products:
             left, right = (self._to_bf16(graph, side, rounded) for side in arguments(node))

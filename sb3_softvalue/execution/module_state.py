@@ -1,5 +1,6 @@
 """What a compiled or captured graph of networks has fixed beside its inputs."""
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,10 +9,13 @@ from torch import nn
 
 from sb3_softvalue.policies import is_plain_module, submodules
 
+# Layers that have no options: nothing but their parameters decides what they compute
+_WITHOUT_OPTIONS = {nn.Sequential, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Mish, nn.Identity}
+
 
 class ModuleState:
     """
-    The submodules of a module and where their tensors are, to be compared before a graph of it is used again.
+    The submodules of a module with their tensors, options and methods, to be compared before a graph of it is used again.
 
     :param module: of which the graph is
     """
@@ -19,34 +23,33 @@ class ModuleState:
     def __init__(self, module: nn.Module):
         self._module = module
         self._modules = submodules(module)
-        self._tensors = self._find_tensors(self._modules)
-        self._others = [child for child in self._modules if not is_plain_module(child)]
-        self.is_plain = all(child is module for child in self._others)
-        """Whether all that is computed depends on submodules, tensors and inputs alone"""
+        self._tensors = _tensors(self._modules)
+        self._places = self._find_places()
+        self._with_options = [child for child in self._modules if type(child) not in _WITHOUT_OPTIONS]
+        self._attributes = [vars(child).copy() for child in self._with_options]
+        self.is_plain = all(child is module or is_plain_module(child) for child in self._modules) and not any(
+            callable(getattr(type(child), name, None)) for child in self._modules for name in vars(child)
+        )
+        """Whether all that is computed depends on what is compared here and on inputs alone"""
 
-    @staticmethod
-    def _find_tensors(modules: Iterable[nn.Module]) -> list[Any]:
-        """:return: identity, place and kind of all parameters and buffers"""
-        found: list[Any] = []
-        for child in modules:
-            for members in (child._parameters, child._buffers):
-                if members:
-                    found += [(id(t), t.data_ptr(), t.requires_grad) for t in members.values() if t is not None]
-        return found
+    def _find_places(self) -> list[Any]:
+        """:return: where the tensors are, and which of them are learned"""
+        functions = (th.Tensor.data_ptr, th.Tensor.stride, operator.attrgetter("requires_grad"))
+        return [list(map(function, self._tensors)) for function in functions]
 
     def is_current(self) -> bool:
-        """:return: whether no submodule and no tensor was added, removed, exchanged or frozen"""
+        """:return: whether no submodule, tensor, option or method was added, removed or exchanged, and none was frozen"""
         modules = submodules(self._module)
-        return modules == self._modules and self._find_tensors(modules) == self._tensors
-
-    def attributes(self) -> tuple[Any, ...]:
-        """:return: hashable, equal as long as no plain attribute of a layer that is not a plain one has changed"""
-        return tuple(
-            (name, value)
-            for module in self._others
-            for name, value in vars(module).items()
-            if isinstance(value, (bool, int, float, str))
-        )
+        if modules != self._modules:
+            return False
+        tensors = _tensors(modules)
+        if len(tensors) != len(self._tensors) or not all(map(operator.is_, tensors, self._tensors)):
+            return False
+        try:
+            is_same = [vars(child) for child in self._with_options] == self._attributes
+        except (RuntimeError, ValueError):  # of an array or a tensor that was exchanged, whose comparison gives an array
+            return False
+        return is_same and self._find_places() == self._places
 
     def has_hooks(self) -> bool:
         """:return: whether something of the user's runs in forward or backward pass, which a graph from before would leave
@@ -70,3 +73,13 @@ def has_hooks(params: Iterable[th.Tensor]) -> bool:
 def signature(tensors: Iterable[th.Tensor]) -> tuple[Any, ...]:
     """:return: what a graph has fixed about its inputs"""
     return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
+
+
+def _tensors(modules: Iterable[nn.Module]) -> list[th.Tensor]:
+    """:return: all parameters and buffers"""
+    found: list[th.Tensor | None] = []
+    for module in modules:
+        for members in (module._parameters, module._buffers):
+            if members:
+                found += members.values()
+    return [tensor for tensor in found if tensor is not None]

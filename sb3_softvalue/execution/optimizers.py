@@ -1,21 +1,24 @@
-"""Stepping the update's optimizers: fused Adam over all networks in one call where that is what the optimizers do anyway."""
+"""
+Stepping the update's optimizers: fused Adam over all networks in one call where that is what the optimizers do anyway.
 
-from collections.abc import Callable, Sequence
+PyTorch's private interface in this file: the kernels ``torch._fused_adam_`` and ``torch._fused_adamw_``, which PyTorch's own
+fused optimizers call. Without them every optimizer makes a step of its own, and an update takes 4 % longer. Hooks of
+optimizers and parameters are registered by public methods, and found by private attributes.
+"""
+
+import operator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch as th
 from torch import nn
-from torch.optim.adam import adam
 
 from sb3_softvalue.execution.captured import CapturedGraph, is_capturable
 
-_ADAMS = (th.optim.Adam, th.optim.AdamW)
-# Options of a parameter group with which fused Adam is not all that a step does
-_VARIANTS = ("amsgrad", "maximize", "capturable", "differentiable")
+# By whether the weight decay is AdamW's
+_KERNELS: dict[bool, Any] = {False: getattr(th, "_fused_adam_", None), True: getattr(th, "_fused_adamw_", None)}
 # Steps with everything where it was before one is captured: a capture costs as much as some ten steps
 _CALLS_BEFORE_CAPTURE = 100
-# An optimizer, its parameters and their states
-Member = tuple[th.optim.Optimizer, list[th.Tensor], list[Any]]
 
 
 def learned_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
@@ -26,17 +29,46 @@ def learned_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
 
 
+class AdamState:
+    """
+    The state of an Adam optimizer, in the order of its parameters: to look it up for each parameter at each step takes longer
+    than to see that nothing is new. The counters of steps become views of one tensor, so that one addition counts for all.
+
+    :param optimizer: after its first step
+    :param params: its parameters
+    """
+
+    def __init__(self, optimizer: th.optim.Optimizer, params: list[th.Tensor]):
+        self.params = params
+        self.states = [optimizer.state[param] for param in params]
+        self.counter = th.stack([state["step"] for state in self.states])
+        self._present = list(optimizer.state.values())
+        self._steps = self.counter.unbind()
+        for state, step in zip(self.states, self._steps, strict=True):
+            state["step"] = step
+
+    def is_current(self, optimizer: th.optim.Optimizer, params: list[th.Tensor]) -> bool:
+        """:return: whether this still is the state of these parameters"""
+        return (
+            _are_same(params, self.params)
+            and _are_same(optimizer.state.values(), self._present)
+            and _are_same([state["step"] for state in self.states], self._steps)
+        )
+
+
 class OptimizerStep:
     """
     Steps several optimizers from the gradients of their parameters.
 
-    Fused Adam and AdamW, which SACV's networks have by default, share one call of PyTorch's functional ``adam`` where they
-    share their options, on the optimizers' own state: the same kernel on the same numbers, without four times the overhead of
-    ``optimizer.step()`` (3 % of a compiled update). Every other optimizer is stepped by its own ``step()``. On a GPU the call
-    is captured as a CUDA graph once it has repeated on the same tensors for a while.
+    Fused Adam and AdamW, which SACV's networks have by default, share one call of their kernel where they share their options,
+    on the optimizers' own state: the same numbers without the overhead of four times ``optimizer.step()``. Every other
+    optimizer is stepped by its own ``step()``. On a GPU the call is captured as a CUDA graph once it has repeated on the same
+    tensors for a while.
     """
 
     def __init__(self) -> None:
+        # By optimizer
+        self._known: dict[int, AdamState] = {}
         # By the optimizers that are stepped together
         self._repeated: dict[tuple[int, ...], RepeatedStep] = {}
 
@@ -59,79 +91,102 @@ class OptimizerStep:
         :param max_grad_norm: clip the gradient norm of each optimizer by itself; None does not clip
         :param found_inf: shape (), 1 on the device where the step must not be made; None makes it
         """
-        together: dict[Any, list[Member]] = {}
-        left = iter(gradients)
+        together: dict[Any, dict[int, AdamState]] = {}
+        remaining = iter(gradients)
         for optimizer, own in zip(optimizers, params, strict=True):
-            is_complete = True
-            for param in own:
-                gradient = next(left)
-                if gradient is None:
-                    is_complete = False
-                elif gradient.stride() != param.stride():
-                    # A convolution's may come in another memory format, which the fused kernel would misread
-                    gradient = th.empty_like(param).copy_(gradient)
-                param.grad = gradient
+            is_complete = _set_gradients(own, remaining)
             if max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(own, max_grad_norm)
-            states = [optimizer.state.get(param) for param in own]
-            # The first step makes the state
-            key = fused_adam_key(optimizer) if is_complete and all(states) else None
-            if key is not None:
-                together.setdefault(key, []).append((optimizer, own, states))
+            options = fused_adam_options(optimizer) if is_complete else None
+            state = None if options is None else self._state(optimizer, own)
+            if state is not None:
+                together.setdefault((options, own[0].dtype), {})[id(optimizer)] = state
             elif found_inf is None or not found_inf.item():
                 # Its own step knows no such flag, so that the device has to be waited for
                 _forget_frozen(optimizer)
                 optimizer.step()
-        for (decoupled, *settings), members in together.items():
-            self._step_together(decoupled, settings, members, found_inf)
+        for (options, _), members in together.items():
+            self._step_together(options, members, found_inf)
 
-    def _step_together(
-        self,
-        decoupled: bool,
-        settings: list[Any],
-        members: list[Member],
-        found_inf: th.Tensor | None,
-    ) -> None:
+    def _state(self, optimizer: th.optim.Optimizer, own: list[th.Tensor]) -> AdamState | None:
         """
-        :param decoupled: whether the weight decay is AdamW's
-        :param settings: learning rate, betas, weight decay and epsilon
-        :param members: optimizers that share these, with their parameters and states
+        :param optimizer: with the options for one call
+        :param own: its parameters
+        :return: their state; None before the first step, which makes it, and for numbers of several types
+        """
+        state = self._known.get(id(optimizer))
+        if state is None or not state.is_current(optimizer, own):
+            if not own or not all(optimizer.state.get(param) for param in own):
+                return None
+            state = self._known[id(optimizer)] = AdamState(optimizer, own)
+        return state if len({param.dtype for param in own}) == 1 else None
+
+    def _step_together(self, options: tuple[Any, ...], members: dict[int, AdamState], found_inf: th.Tensor | None) -> None:
+        """
+        :param options: see ``fused_adam_options``
+        :param members: by optimizer, of those that share the options
         :param found_inf: see ``__call__``
         """
-        params = [param for _, own, _ in members for param in own]
-        states = [state for _, _, own in members for state in own]
-        gradients = [param.grad for param in params if param.grad is not None]
+        params = [param for member in members.values() for param in member.params]
+        states = [state for member in members.values() for state in member.states]
+        gradients = [param.grad for param in params]
         averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        lr, (beta1, beta2), weight_decay, eps = settings
+        counters = [member.counter for member in members.values()]
+        is_decoupled, lr, (beta1, beta2), weight_decay, eps = options
 
         def step(found_inf: th.Tensor | None) -> None:
             with th.no_grad():
-                adam(
+                for counter in counters:
+                    counter.add_(1 if found_inf is None else 1 - found_inf)
+                _KERNELS[is_decoupled](
                     params,
                     gradients,
                     averages,
                     squares,
                     [],
                     steps,
-                    fused=True,
-                    # It is subtracted from the steps, which have no dimensions
-                    found_inf=None if found_inf is None else found_inf.squeeze(),
-                    decoupled_weight_decay=decoupled,
-                    amsgrad=False,
+                    lr=lr,
                     beta1=beta1,
                     beta2=beta2,
-                    lr=lr,
                     weight_decay=weight_decay,
                     eps=eps,
+                    amsgrad=False,
                     maximize=False,
+                    found_inf=found_inf,
                 )
 
         if found_inf is None or not is_capturable(found_inf.device):
             step(found_inf)
             return
-        repeated = self._repeated.setdefault(tuple(id(optimizer) for optimizer, _, _ in members), RepeatedStep())
+        repeated = self._repeated.setdefault(tuple(members), RepeatedStep())
         tensors = (*params, *gradients, *averages, *squares, *steps)
-        repeated(step, found_inf, (decoupled, settings, [tensor.data_ptr() for tensor in tensors]))
+        repeated(step, found_inf, (options, [tensor.data_ptr() for tensor in tensors]))
+
+
+def _set_gradients(params: list[th.Tensor], gradients: Iterator[th.Tensor | None]) -> bool:
+    """
+    :param params: get their gradients
+    :param gradients: one for each, taken from the iterator
+    :return: whether there is one for each
+    """
+    is_complete = True
+    for param in params:
+        gradient = next(gradients)
+        if gradient is None:
+            is_complete = False
+        elif not (gradient.is_contiguous() and param.is_contiguous()) and gradient.stride() != param.stride():
+            # A convolution's may come in another memory format, which the fused kernel would misread
+            gradient = th.empty_like(param).copy_(gradient)
+        param.grad = gradient
+        if param._post_accumulate_grad_hooks and gradient is not None:
+            for hook in param._post_accumulate_grad_hooks.values():
+                hook(param)
+    return is_complete
+
+
+def _are_same(some: Collection[Any], others: Collection[Any]) -> bool:
+    """:return: whether both hold the same objects"""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def _forget_frozen(optimizer: th.optim.Optimizer) -> None:
@@ -174,21 +229,24 @@ class RepeatedStep:
             self._graph([found_inf])
 
 
-def fused_adam_key(optimizer: th.optim.Optimizer) -> Any:
+def fused_adam_options(optimizer: th.optim.Optimizer) -> tuple[Any, ...] | None:
     """
     :param optimizer: any optimizer
-    :return: the options on which optimizers must agree to be stepped by one call; None where a step of this one may be more
-        than the fused Adam kernel
+    :return: whether its weight decay is AdamW's, learning rate, betas, weight decay and epsilon, on which optimizers must
+        agree to be stepped by one call; None where a step of this one may be more than the fused Adam kernel
     """
-    if type(optimizer) not in _ADAMS or len(optimizer.param_groups) != 1:
+    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or len(optimizer.param_groups) != 1:
         return None
-    group = optimizer.param_groups[0]
-    if not group.get("fused") or any(group.get(name) for name in _VARIANTS):
-        return None
-    # Registered by public methods, to be asked for only here
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return None
-    if any(isinstance(value, th.Tensor) for value in (group["lr"], *group["betas"])):
+    if "step" in vars(optimizer):  # replaced on the object itself, as PyTorch's schedulers of the learning rate do
         return None
-    decoupled = isinstance(optimizer, th.optim.AdamW) or bool(group.get("decoupled_weight_decay"))
-    return decoupled, group["lr"], tuple(group["betas"]), group["weight_decay"], group["eps"]
+    group = optimizer.param_groups[0]
+    variants = group.get("amsgrad"), group.get("maximize"), group.get("capturable"), group.get("differentiable")
+    if not group.get("fused") or any(variants):
+        return None
+    is_decoupled = type(optimizer) is th.optim.AdamW or bool(group.get("decoupled_weight_decay"))
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    if _KERNELS[is_decoupled] is None or any(isinstance(value, th.Tensor) for value in (lr, beta1, beta2)):
+        return None
+    return is_decoupled, lr, (beta1, beta2), group["weight_decay"], group["eps"]
