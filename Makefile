@@ -1,22 +1,22 @@
-# Every target makes its own virtual environment when there is none: nothing but Python >= 3.10 and pip is needed before.
+# Every target creates .venv if it is missing: you only need Python >= 3.10 and pip.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 PACKAGE_FILES = pyproject.toml setup.cfg constraints.txt
 
-.PHONY: demo test test-zoo test-kill test-ecosystem pytest type lint format check-codestyle commit-checks doc notebooks benchmark clean
+.PHONY: demo test test-zoo test-kill test-ecosystem pytest type lint format words check-codestyle commit-checks doc notebooks benchmark clean
 
 demo: $(VENV)/.with-examples
 	$(BIN)/python examples/pendulum.py
 
 test: type check-codestyle pytest
 
-# COVERAGE=1 also measures what the tests cover, which takes half as long again; continuous integration does
+# COVERAGE=1 also measures coverage, as continuous integration does; it takes half as long again
 pytest: $(VENV)/.with-tests
 	$(BIN)/python -m pytest -n auto --dist worksteal $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=95)
 
-# RL Zoo's front-ends, each in a process of its own. For films of MuJoCo tasks without a display: apt-get install libegl1 libgl1-mesa-dri
+# RL Zoo's front-ends, each in its own process. For films of MuJoCo tasks without a display: apt-get install libegl1 libgl1-mesa-dri
 test-zoo: $(VENV)/.with-tests
 	$(INSTALL) "gymnasium[box2d]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cli.py tests/test_zoo.py tests/test_zoo_front_ends.py tests/test_zoo_workers.py -m "slow or not slow"
@@ -43,16 +43,21 @@ format: $(VENV)/.with-tests
 	$(BIN)/ruff check --select I --fix
 	$(BIN)/ruff format
 
-check-codestyle: $(VENV)/.with-tests
+# Spelling, and phrases that are not standard technical English
+words: $(VENV)/.with-tests
+	$(BIN)/codespell
+	$(BIN)/python tests/vocabulary.py
+
+check-codestyle: words
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-commit-checks: format type lint
+commit-checks: format type lint words
 
 doc: $(VENV)/.with-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-# Both at full length, outputs kept in the files
+# Run both at full length and keep the outputs in the files
 notebooks: $(VENV)/.with-tests
 	OMP_NUM_THREADS=1 $(BIN)/jupyter-execute --inplace --timeout=-1 examples/notebooks/*.ipynb
 
@@ -64,6 +69,6 @@ clean:
 
 $(VENV)/.with-%: $(PACKAGE_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing sb3_softvalue[$*] into $(VENV), this takes some minutes the first time"
+	@echo "Installing sb3_softvalue[$*] into $(VENV); this takes some minutes the first time"
 	$(INSTALL) -e ".[$*]"
 	touch $@

@@ -1,4 +1,4 @@
-"""Configuration of the documentation: ``make doc`` builds it with every warning an error."""
+"""Configuration of the documentation: in ``make doc`` a warning is an error."""
 
 import inspect
 import pathlib
@@ -39,6 +39,8 @@ myst_heading_anchors = 4
 
 html_theme = "sphinx_rtd_theme"
 html_title = f"sb3_softvalue {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_theme_options = {"navigation_depth": 3}
 
 

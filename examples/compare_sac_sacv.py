@@ -3,7 +3,7 @@ SB3's SAC and SACV side by side: same task, hyper-parameters, seeds and evaluati
 
     python examples/compare_sac_sacv.py --task Pendulum-v1 --seeds 3
 
-Writes the learning curves to runs/compare_sac_sacv and prints the last evaluations. Few seeds tell little: take at least ten
+Writes the learning curves to runs/compare_sac_sacv and prints the last evaluations. Few seeds tell little: run at least ten
 before you conclude that one is better.
 """
 
@@ -41,11 +41,13 @@ def learn(
 def main(argv: Sequence[str] | None = None) -> pathlib.Path:
     """Train both on each seed, print and draw."""
     parser = argparse.ArgumentParser(description="Compare SB3's SAC with SACV.")
-    parser.add_argument("--task", default="Pendulum-v1")
-    parser.add_argument("--timesteps", type=int, default=8000)
-    parser.add_argument("--episodes", type=int, default=10, help="of each evaluation")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/compare_sac_sacv"))
+    parser.add_argument("--task", default="Pendulum-v1", help="(default: %(default)s)")
+    parser.add_argument("--timesteps", type=int, default=8000, help="steps of training (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=10, help="of each evaluation (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, default=pathlib.Path("runs/compare_sac_sacv"), help="(default: %(default)s)"
+    )
     options = parser.parse_args(argv)
 
     figure, grid = new_figure(f"SAC and SACV on {options.task}")

@@ -159,7 +159,7 @@ def describe(name: str, glucose: np.ndarray) -> str:
     mean_risk = np.mean([risk(value) for value in seen])
     return (
         f"{name}: {in_range:.1%} of the time in 70-180 mg/dL, {below:.1%} below 70, mean risk {mean_risk:.2f}, "
-        f"{ended} days ended below 40"
+        f"days that ended below 40: {ended}"
     )
 
 
@@ -186,7 +186,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
     parser = argparse.ArgumentParser(description="Learn to dose insulin, and compare with a PID controller.")
     parser.add_argument("--timesteps", type=int, default=20_000, help="5 min each (default: %(default)s, 70 days)")
     parser.add_argument("--days", type=int, default=20, help="of the comparison (default: %(default)s)")
-    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/drug_dosing"))
+    parser.add_argument(
+        "--folder",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/drug_dosing"),
+        help="(default: %(default)s)",
+    )
     options = parser.parse_args(argv)
 
     model = SACV(

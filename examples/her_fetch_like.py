@@ -71,8 +71,10 @@ def make_env() -> gym.Env:
 def main(argv: Sequence[str] | None = None) -> float:
     """Train, save and test; return the share of the last steps at the goal."""
     parser = argparse.ArgumentParser(description="Train SACV with HER on a reaching task.")
-    parser.add_argument("--timesteps", type=int, default=5000)
-    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/her_fetch_like"))
+    parser.add_argument("--timesteps", type=int, default=5000, help="steps of training (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, default=pathlib.Path("runs/her_fetch_like"), help="(default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     options.folder.mkdir(parents=True, exist_ok=True)
 

@@ -1,15 +1,17 @@
 """
 Train SACV on a task, test it, and look at what it learned:
 
-    python examples/pendulum.py            # trains, then tests
-    python examples/pendulum.py --test     # tests the model that was trained before
+    python examples/pendulum.py            # train, then test
+    python examples/pendulum.py --test     # test the model that was trained before
 
-Everything is written to runs/pendulum: the model, what was recorded, a film of the trained pendulum with V(s) beneath it,
-and report/, whose index.html shows the learning curve and all other figures.
+Everything is written to runs/pendulum: the model, the recording, a film of the trained pendulum with V(s) beneath it,
+and report/index.html with the film, the learning curve and all other figures.
 """
 
 import argparse
+import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +24,16 @@ from sb3_softvalue import SACV
 from sb3_softvalue.diagnostics import Recording, SoftValueDiagnostics, evaluate_values
 from sb3_softvalue.figures import numbers, report, save_gif
 
+# Without a display, pygame draws into memory and need not look for one
+if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 # How the task is made for filming; empty for no film
 FILM = {"render_mode": "rgb_array"}
 
 
 def train(task: str, folder: pathlib.Path, timesteps: int, seed: int, gradient_steps: int) -> None:
     """Train on the task and save the model."""
+    print(f"Training SACV on {task} for {timesteps} steps; everything goes to {folder}")
     th.set_num_threads(1)  # networks this small are no faster on several
     model = SACV(
         "MlpPolicy",
@@ -43,7 +49,7 @@ def train(task: str, folder: pathlib.Path, timesteps: int, seed: int, gradient_s
 
 
 def test(task: str, folder: pathlib.Path, episodes: int, seed: int, film: dict[str, Any]) -> float:
-    """Test the saved model, compare V(s) with what is really collected, and draw."""
+    """Test the saved model, compare V(s) with the returns collected, film and draw."""
     model = SACV.load(folder / "model")
     mean, std = evaluate_policy(model, make_vec_env(task, seed=seed + 1000), n_eval_episodes=episodes)
     print(f"Return over {episodes} episodes: {mean:.1f} ± {std:.1f}")
@@ -52,14 +58,14 @@ def test(task: str, folder: pathlib.Path, episodes: int, seed: int, film: dict[s
     calibration.save(folder)
     print(calibration)
 
-    page = report(folder)
+    if film:
+        save_gif(model, gym.make(task, **film), folder / "trained.gif", seed=seed)
+    page = report(folder, film=folder / "trained.gif" if film else None)
     recording = Recording.load(folder)
     for name, value in numbers(recording, [calibration]).items():
         print(f"{name}: {value}")
-    print(f"Look at {page}")
-    if film:
-        save_gif(model, gym.make(task, **film), folder / "trained.gif", seed=seed)
-        print(f"Look at {folder / 'trained.gif'}")
+    print(f"Model, recording{', film' if film else ''} and figures are in {folder}. Open the report in a browser:")
+    print(f"  python -m webbrowser -t {page.resolve().as_uri()}")
     return mean
 
 
@@ -77,8 +83,10 @@ def main(
     parser.add_argument("--test", action="store_true", help="only test the model trained before")
     parser.add_argument("--timesteps", type=int, default=timesteps, help="steps of training (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=20, help="episodes of testing (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs") / name, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of training and tests (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, default=pathlib.Path("runs") / name, help="to write to (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     if options.train or not options.test:
         train(task, options.folder, options.timesteps, options.seed, gradient_steps)

@@ -13,7 +13,7 @@ V is the soft value, what is collected from s_H on with the entropy bonus. The p
 planner does not sample, and the return that is reported has no bonus either.
 
 Compared at the same checkpoints, from the same start states and with the same noise: the policy alone, planning with V,
-planning with nothing after the horizon, and planning with min Q(s, π(s)) in the place of V, which needs no value network.
+planning with nothing after the horizon, and planning with min Q(s, π(s)) instead of V, which needs no value network.
 Writes the returns, their paired differences and a picture to runs/plan_with_value.
 """
 
@@ -202,13 +202,15 @@ def draw(rows: list[dict[str, Any]], title: str, label: str, picture: pathlib.Pa
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Train, play, compare and draw."""
     parser = argparse.ArgumentParser(description="How much return does planning with V add to the policy?")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="(default: %(default)s)")
     parser.add_argument("--timesteps", type=int, nargs="+", help="of training at each checkpoint (default: the task's)")
     parser.add_argument("--seeds", type=int, default=5, help="number of trainings (default: %(default)s)")
     parser.add_argument("--starts", type=int, help="number of start states (default: the task's)")
     # Pendulum's whole episode; HalfCheetah's 1000 steps would take half an hour
     parser.add_argument("--steps", type=int, default=200, help="of each episode (default: %(default)s)")
-    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/plan_with_value"))
+    parser.add_argument(
+        "--folder", type=pathlib.Path, default=pathlib.Path("runs/plan_with_value"), help="(default: %(default)s)"
+    )
     options = parser.parse_args(argv)
 
     th.set_num_threads(1)  # networks this small are no faster on several

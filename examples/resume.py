@@ -1,5 +1,5 @@
 """
-Interrupt a training and continue: run it, press Ctrl-C, run it again.
+Interrupt a training and continue it: run this, press Ctrl-C, run it again.
 
     python examples/resume.py
 """
@@ -14,13 +14,16 @@ from sb3_softvalue.checkpoint import ResumableCheckpoint
 def main(argv: Sequence[str] | None = None) -> int:
     """:return: the steps that are done"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=20_000, help="of the whole training")
-    parser.add_argument("--folder", default="runs/resume", help="of the checkpoints")
+    parser.add_argument("--timesteps", type=int, default=20_000, help="of the whole training (default: %(default)s)")
+    parser.add_argument("--folder", default="runs/resume", help="of the checkpoints (default: %(default)s)")
     args = parser.parse_args(argv)
 
     model = SACV("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=0)
     model.learn(args.timesteps, callback=ResumableCheckpoint(args.folder, save_freq=1_000, verbose=1, resume=True))
-    print(f"{model.num_timesteps} of {args.timesteps} steps are done")
+    if model.num_timesteps < args.timesteps:
+        print("Interrupted: run the same command again to continue")
+    else:
+        print(f"Training finished after {model.num_timesteps} steps")
     return model.num_timesteps
 
 

@@ -19,9 +19,11 @@ from sb3_softvalue import SACV
 def main(argv: Sequence[str] | None = None) -> float:
     """Train, save, load and test on Pendulum-v1."""
     parser = argparse.ArgumentParser(description="Train and test either SAC or SACV on Pendulum-v1.")
-    parser.add_argument("--algo", choices=["sac", "sacv"], default="sacv")
-    parser.add_argument("--timesteps", type=int, default=10_000)
-    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/swap_sac"))
+    parser.add_argument("--algo", choices=["sac", "sacv"], default="sacv", help="(default: %(default)s)")
+    parser.add_argument("--timesteps", type=int, default=10_000, help="steps of training (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, default=pathlib.Path("runs/swap_sac"), help="to write to (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     options.folder.mkdir(parents=True, exist_ok=True)
 

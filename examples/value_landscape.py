@@ -22,8 +22,10 @@ UPRIGHT, HANGING = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]], dtype=np.float3
 def main(argv: Sequence[str] | None = None) -> list[pathlib.Path]:
     """Train and draw."""
     parser = argparse.ArgumentParser(description="Draw V(s) over the states of Pendulum-v1 as it is learned.")
-    parser.add_argument("--timesteps", type=int, default=9000)
-    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/value_landscape"))
+    parser.add_argument("--timesteps", type=int, default=9000, help="steps of training (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, default=pathlib.Path("runs/value_landscape"), help="(default: %(default)s)"
+    )
     options = parser.parse_args(argv)
 
     model = SACV("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, policy_kwargs={"net_arch": [64, 64]}, seed=0)

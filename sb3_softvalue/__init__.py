@@ -3,6 +3,6 @@
 from sb3_softvalue.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_softvalue.sacv import SACV
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["SACV", "CnnPolicy", "MlpPolicy", "MultiInputPolicy", "__version__"]

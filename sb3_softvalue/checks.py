@@ -424,7 +424,7 @@ def hint_about_actions(space: spaces.Box) -> str | None:
     dim = np.unravel_index(widths.argmax(), widths.shape)
     return (
         f"An action reaches from {space.low[dim]:g} to {space.high[dim]:g}, and the policy explores all of that from "
-        "its first step on: if the task needs a smaller range, nearly all of its actions are saturated. Give the Box "
+        "its first step on: if the task needs a smaller range, nearly all its actions are saturated. Give the Box "
         "the bounds that the task uses, for instance with gymnasium.wrappers.RescaleAction."
     )
 

@@ -154,7 +154,7 @@ def test_value_lag(tmp_path: pathlib.Path):
 
 # From the ground up: each knows only what stands before it
 MODULES = (
-    *("common.machine", "common.statistics"),
+    *("common.command_line", "common.machine", "common.statistics"),
     *("learning.variants", "learning.tasks", "learning.run", "learning.results", "learning.sweep"),
     *("learning.measured", "learning.figures", "learning.report", "learning.__main__"),
     *("speed.worker", "speed.contender", "speed.results"),

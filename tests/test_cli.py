@@ -35,6 +35,14 @@ def test_without_the_extra_one_sentence_says_what_to_install(code: str) -> None:
     assert "Traceback" not in process.stderr and process.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_without_the_zoo(arguments: list[str]) -> None:
+    process = without_zoo("from sb3_softvalue.cli import main; main()", *arguments)
+    assert process.returncode == 0, process.stderr
+    assert "usage: sb3-softvalue report RUN_DIR" in process.stdout
+    assert 'pip install "sb3_softvalue[zoo]"' in process.stdout
+
+
 def test_a_report_needs_no_zoo(tmp_path: Path) -> None:
     process = without_zoo("from sb3_softvalue.cli import main; main()", "report", str(tmp_path))
     assert process.returncode == 1
@@ -86,3 +94,11 @@ def test_a_front_end_of_our_own_is_one_line(
     else:
         with pytest.raises(error, match=message):
             cli.main()
+
+
+def test_a_plot_of_too_few_runs_says_what_it_needs() -> None:
+    names = {"__name__": "rl_zoo3.plots.plot_from_file"}
+    exec("def plot():\n    return min([])", names)
+    with pytest.raises(ValueError) as caught:
+        names["plot"]()  # type: ignore[operator]
+    assert "--rliable needs evaluations of several runs" in str(launcher._sentence(caught.value))

@@ -15,6 +15,8 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from tests import vocabulary
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -128,7 +130,7 @@ def check_command(words: list[str]) -> None:
     """
     :raises AssertionError: if the command names a target, file, module or extra that does not exist
     """
-    program, *arguments = words
+    program, *arguments = words[0].removeprefix(".venv/bin/"), *words[1:]
     if program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         variables = [argument.partition("=")[0] for argument in arguments if "=" in argument]
@@ -182,3 +184,33 @@ def test_diff(block: Block) -> None:
     assert all(line[:1] in ("", " ", "+", "-") for line in lines), "a line of a diff starts with a blank, + or -"
     for side in "-+":
         ast.parse("\n".join(line[1:] for line in lines if line[:1] in ("", " ", side)))
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """:return: what GitHub and MyST make of the headings of a page"""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_exist(page: str) -> None:
+    """Those inside the repository; they work on GitHub and, under docs/, in the rendered pages."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "{doc}`" not in text and "{py:" not in text
+    links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text) + [(path, "") for path in re.findall(r'src="([^"]+)"', text)]
+    for path, anchor in links:
+        if path.startswith(("http://", "https://")) or "/tutorials/" in f"/{path}":
+            continue
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+    assert all(alt for alt in re.findall(r"!\[(.*?)\]", text)), "every picture has a text for those who cannot see it"
+
+
+def test_vocabulary_finds_phrases_across_lines(tmp_path: pathlib.Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("It comes\nto nothing, in the\n    # place of a sum.\nThe goal is met.\n", encoding="utf-8")
+    assert [line.partition(": ")[2].partition(",")[0] for line in vocabulary.findings([page])] == [
+        "'comes to'",
+        "'in the # place of'",
+    ]

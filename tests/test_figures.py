@@ -11,6 +11,7 @@ import pytest
 
 from sb3_softvalue import SACV, figures
 from sb3_softvalue.diagnostics import Calibration, Recording
+from sb3_softvalue.figures import film, page
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
@@ -142,12 +143,12 @@ def test_numbers_by_hand() -> None:
 @pytest.mark.parametrize("landscape", [True, False])
 def test_report_writes_every_figure_and_one_page(landscape: bool, tmp_path: Any) -> None:
     make_recording(landscape=landscape).save(tmp_path / "run" / "diagnostics.npz")
-    page = figures.report(tmp_path / "run")
-    names = {path.name for path in page.parent.iterdir()}
+    written = figures.report(tmp_path / "run")
+    names = {path.name for path in written.parent.iterdir()}
     expected = {"learning_curve", "entropy", "action_usage", "temperature", "calibration", "value_along_episode"}
     expected |= {"value_landscape"} if landscape else set()
     assert names == {"index.html"} | {f"{name}.png" for name in expected}
-    text = page.read_text(encoding="utf-8")
+    text = written.read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,") == len(expected)
     assert 'src="http' not in text and "policy frozen" not in text
 
@@ -201,6 +202,37 @@ def test_film(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match='render_mode="rgb_array"'):
         figures.save_gif(model, gym.make("Pendulum-v1"), tmp_path / "film.gif")
     figures.save_gif(model, gym.make("Pendulum-v1", render_mode="rgb_array"), tmp_path / "film.gif", n_steps=10)
-    with image_module.open(tmp_path / "film.gif") as film:
-        assert film.n_frames == 5 and film.size == (320, 384)
-        assert film.info["duration"] == pytest.approx(67, abs=10)  # in steps of 10 ms
+    with image_module.open(tmp_path / "film.gif") as opened:
+        assert opened.n_frames == 5 and opened.size == (320, 440)
+        assert opened.info["duration"] == pytest.approx(67, abs=10)  # in steps of 10 ms
+
+
+def test_film_shows_v_and_what_is_collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    pytest.importorskip("PIL.Image", reason="PIL.Image is not installed")
+    frame, drawn = film._frame, []
+    monkeypatch.setattr(film, "_frame", lambda picture, curves, step: drawn.append(curves) or frame(picture, curves, step))
+    # So small a temperature that the soft return is the return
+    model = SACV("MlpPolicy", "Pendulum-v1", ent_coef=1e-12, reward_scale=0.5, gamma=0.9, seed=0, buffer_size=1)
+    env = gym.make("Pendulum-v1", render_mode="rgb_array")
+    figures.save_gif(model, env, tmp_path / "film.gif", n_steps=3, every=1, look_ahead=2, seed=5)
+    values, collected = drawn[-1]
+    vec_env = model._wrap_env(gym.make("Pendulum-v1"), monitor_wrapper=False)
+    vec_env.seed(5)
+    observation, seen, rewards = vec_env.reset(), [], []
+    for _ in range(5):
+        seen.append(model.predict_values(observation)[0])
+        observation, reward, _, _ = vec_env.step(model.predict(observation, deterministic=True)[0])
+        rewards.append(0.5 * reward[0])
+    total = sum(0.9**k * reward for k, reward in enumerate(rewards)) + 0.9**5 * model.predict_values(observation)[0]
+    np.testing.assert_allclose(values, seen[:3], rtol=1e-5)
+    assert collected[0] == pytest.approx(total, rel=1e-5)
+    make_recording().save(tmp_path / "diagnostics.npz")
+    text = figures.report(tmp_path, film=tmp_path / "film.gif").read_text(encoding="utf-8")
+    assert text.count("data:image/gif;base64,") == 1
+
+
+@pytest.mark.parametrize(("slope", "shift", "word"), [(1.0, 0.5, "well"), (1.3, 0.5, "not well"), (1.0, 5.0, "not well")])
+def test_report_says_whether_v_is_calibrated(slope: float, shift: float, word: str) -> None:
+    values = np.linspace(-10.0, 10.0, 100)
+    said = page.verdict(Calibration(values + shift, slope * values, np.zeros(100), np.zeros(100, dtype=int), np.zeros(1)))
+    assert said.startswith(f"This V is {word} calibrated: slope {slope:.2f}") and f"bias {shift:+.3g}" in said

@@ -91,7 +91,7 @@ def test_report_is_repeated_from_the_files(folder, capsys):
     text = (folder / "report.md").read_text()
     assert text in capsys.readouterr().out
     assert "| −130.0 [−240.0, −100.0] | −120.0 [−300.0, −95.0] | difference −10.00 [" in text
-    assert "| **not met** so far, 2 runs to come |" in text
+    assert "| **not met** so far, 2 runs missing |" in text
     assert "0: −100.0, 1: −120.0, 2: −140.0, 3: −240.0" in text
     assert sorted(path.stem for path in folder.glob("*.png")) == ["curves-minutes", "curves-steps", "improvement", "profiles"]
     command_line.main(["--results", str(folder), "--report"])

@@ -315,5 +315,5 @@ def test_resume_is_for_off_policy_algorithms(
         )
     assert "Continuing from step 50" in capsys.readouterr().out
     monkeypatch.setattr(ExperimentManager, "learn", learn)
-    with pytest.raises(SystemExit, match="--resume continues off-policy algorithms, not ppo"):
+    with pytest.raises(SystemExit, match="--resume works with off-policy algorithms, not with ppo"):
         launch("train", "--algo", "ppo", *PENDULUM[2:], "-f", "logs", "-n", 5, "--resume=kept")

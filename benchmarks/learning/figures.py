@@ -4,6 +4,8 @@ import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
 
 from benchmarks.common.statistics import curve_interval, iqm, performance_profile
 from benchmarks.learning.measured import FinishedRuns
@@ -38,13 +40,13 @@ def draw_task(axes: "Axes", runs: FinishedRuns, task: str, over_minutes: bool) -
         colour, returns = ALGORITHMS[algorithm].colour, table.to_numpy()
         axes.plot(x.T, returns.T, color=colour, linewidth=0.6, alpha=0.4)
         middle, band = curve_interval(returns)
-        axes.plot(
-            np.median(x, axis=0), middle, color=colour, linewidth=2, label=f"{ALGORITHMS[algorithm].title}, {len(table)} seeds"
-        )
+        axes.plot(np.median(x, axis=0), middle, color=colour, linewidth=2)
         if not over_minutes:
             axes.fill_between(x[0], band[0], band[1], color=colour, alpha=0.2, linewidth=0)
-    axes.set_title(task, fontsize=10)
-    axes.legend(frameon=False, fontsize=7, loc="lower right")
+    counts = {len(runs.table(task, name)) for name in runs.algorithms} - {0}
+    axes.set_title(f"{task}, {' or '.join(map(str, sorted(counts)))} seeds", fontsize=10)
+    if not over_minutes:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def curves(runs: FinishedRuns, over_minutes: bool) -> "Figure":
@@ -53,20 +55,34 @@ def curves(runs: FinishedRuns, over_minutes: bool) -> "Figure":
     :param over_minutes: of the processor; else over time steps
     :return: a panel for each task
     """
-    n_columns = min(3, len(runs.tasks))
-    n_rows = -(-len(runs.tasks) // n_columns)
-    title = "Return of the deterministic policy: IQM over seeds"
-    title += ", each seed thin" if over_minutes else ", 95 % interval, each seed thin"
-    figure, grid = new_figure(title, n_rows, n_columns, height=3.0 * n_rows + 0.6)
-    figure.set_size_inches(max(8.0, 4.0 * n_columns + 1.0), 3.0 * n_rows + 0.6)
+    n_tasks = len(runs.tasks)
+    n_columns = next(n for n in (4, 3, 2, 1) if n <= n_tasks)
+    n_rows = -(-n_tasks // n_columns)
+    title = "Return of the deterministic policy: interquartile mean (IQM) over seeds"
+    title += ", thin lines are seeds" if over_minutes else ", band: 95 % interval, thin lines are seeds"
+    figure, grid = new_figure(title, n_rows, n_columns, height=2.8 * n_rows + 0.8)
+    figure.set_size_inches(max(8.0, 3.2 * n_columns), 2.8 * n_rows + 0.8)
     panels = grid.ravel()
     for axes, task in zip(panels, runs.tasks, strict=False):
         draw_task(axes, runs, task, over_minutes)
-    for axes in panels[len(runs.tasks) :]:
+    handles = [
+        Line2D([], [], color=ALGORITHMS[name].colour, linewidth=2, label=legend(runs, name)) for name in runs.algorithms
+    ]
+    for axes in panels[n_tasks:]:
         axes.set_axis_off()
-    figure.supxlabel("minutes of processor, evaluations left out" if over_minutes else "time steps", fontsize=10)
+    if n_tasks < len(panels):
+        panels[n_tasks].legend(handles=handles, frameon=False, fontsize=11, loc="center")
+    else:
+        figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower center", ncols=3)
+    figure.supxlabel("minutes of CPU time, without evaluations" if over_minutes else "time steps", fontsize=10)
     figure.supylabel("return, mean of 10 episodes", fontsize=10)
     return figure
+
+
+def legend(runs: FinishedRuns, algorithm: str) -> str:
+    """:return: the algorithm's title, with the tasks it was run on if those are not all"""
+    tasks = [task for task in runs.tasks if not runs.table(task, algorithm).empty]
+    return ALGORITHMS[algorithm].title + ("" if len(tasks) == len(runs.tasks) else f"\n({', '.join(tasks)} only)")
 
 
 def profiles(runs: FinishedRuns) -> "Figure":

@@ -57,7 +57,7 @@ class FinishedRuns:
 
     def minutes(self, task: str, algorithm: str) -> pd.DataFrame:
         """
-        :return: minutes of processor until each evaluation, like ``table``. Those of different processors do not compare: only
+        :return: minutes of CPU time until each evaluation, like ``table``. Those of different processors do not compare: only
             runs on the one that most of the task's runs were made on.
         """
         metadata = self.metadata[task]

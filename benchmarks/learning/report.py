@@ -107,10 +107,10 @@ def bar_table(runs: FinishedRuns) -> str:
                 with_interval(iqm(x), interval(iqm, x)),
                 with_interval(iqm(y), interval(iqm, y)),
                 f"{bar.relation} {with_interval(compare(x, y), interval(compare, x, y), 2)}",
-                f"{verdict} so far, {missing} runs to come" if missing else verdict,
+                f"{verdict} so far, {missing} runs missing" if missing else verdict,
             ]
         )
-    return markdown(["task", "algorithm", "bar", "IQM of the scores", "SB3's SAC", "against SAC", "bar met"], lines)
+    return markdown(["task", "algorithm", "target", "IQM of the scores", "SB3's SAC", "against SAC", "met"], lines)
 
 
 def seed_table(runs: FinishedRuns) -> str:
@@ -135,7 +135,7 @@ def seed_table(runs: FinishedRuns) -> str:
                     else "–",
                 ]
             )
-    header = ["task", "algorithm", "score of each seed", "area under the curve, IQM", "minutes of processor, median"]
+    header = ["task", "algorithm", "score of each seed", "area under the curve, IQM", "minutes of CPU time, median"]
     return markdown(header, lines)
 
 
@@ -167,7 +167,7 @@ def improvement(
 
 
 def first_reached(runs: FinishedRuns, task: str, algorithm: str, threshold: float) -> np.ndarray:
-    """:return: minutes of processor until each seed's first evaluation at or over the threshold, infinite if there is none"""
+    """:return: minutes of CPU time until each seed's first evaluation at or over the threshold, infinite if there is none"""
     minutes = runs.minutes(task, algorithm)
     returns = runs.table(task, algorithm).loc[minutes.index].to_numpy()
     return np.where(returns >= threshold, minutes.to_numpy(), np.inf).min(axis=1)
@@ -193,7 +193,7 @@ def threshold_table(runs: FinishedRuns) -> str:
                     against_sac(runs, task, algorithm, threshold),
                 ]
             )
-    header = ["task", "return", "algorithm", "minutes of processor, each seed", "median", "over SAC's median"]
+    header = ["task", "return", "algorithm", "minutes of CPU time, each seed", "median", "over SAC's median"]
     return markdown(header, lines)
 
 
@@ -228,9 +228,9 @@ def write_report(folder: pathlib.Path) -> None:
     ]
     parts = {
         # A folder of other tasks, as those for tuning, has no bar
-        **({"The bar": bar_table(runs)} if any(bar.task in runs.tasks for bar in BARS) else {}),
+        **({"Targets": bar_table(runs)} if any(bar.task in runs.tasks for bar in BARS) else {}),
         "Every seed": seed_table(runs),
-        "Probability that a run of SACV is ahead of one of SAC": markdown(
+        "Probability that a run of SACV scores higher than one of SAC": markdown(
             ["task", "by the score", "by the area under the curve"], improvements
         ),
         "Time to a return": threshold_table(runs),

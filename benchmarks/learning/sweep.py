@@ -75,7 +75,7 @@ class Sweep:
         self.n_done += 1
         tqdm.write(
             f"{run.task} {run.algorithm} seed {run.seed}: {statistics.mean(returns[-3:]):.1f} in the last evaluations, "
-            f"{row['cpu_seconds'] / 60:.1f} minutes of processor, run {self.n_done} of {self.n_runs}"
+            f"{row['cpu_seconds'] / 60:.1f} minutes of CPU time, run {self.n_done} of {self.n_runs}"
         )
         sys.stdout.flush()
 

@@ -16,6 +16,7 @@ import argparse
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.common.command_line import Help
 from benchmarks.common.machine import processor
 from benchmarks.common.statistics import quartiles
 from benchmarks.speed.contender import Contender
@@ -30,16 +31,14 @@ COSTS = {
 
 def parse() -> argparse.Namespace:
     """:return: the command line's arguments"""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.speed.costs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", nargs="+", choices=COSTS, default=list(COSTS))
-    parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--n-envs", type=int, default=1)
-    parser.add_argument("--vec-env", choices=["dummy", "subproc"], default="dummy")
-    parser.add_argument("--execution", default="compiled")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=1)
+    parser = argparse.ArgumentParser("python -m benchmarks.speed.costs", description=__doc__, formatter_class=Help)
+    parser.add_argument("--only", nargs="+", choices=COSTS, default=list(COSTS), help="additions to measure")
+    parser.add_argument("--env", default="HalfCheetah-v5", help="Gymnasium task")
+    parser.add_argument("--n-envs", type=int, default=1, help="number of environments")
+    parser.add_argument("--vec-env", choices=["dummy", "subproc"], default="dummy", help="kind of vectorized environment")
+    parser.add_argument("--execution", default="compiled", help="backend of SACV")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the networks")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
     parser.add_argument("--timesteps", type=int, default=20_000, help="of learn()")
     parser.add_argument("--slices", type=int, default=40, help="of learn(), in turns")
     parser.add_argument("--buffer-size", type=int, default=100_000, help="transitions, which the buffer holds from the start")

@@ -12,6 +12,7 @@ from typing import Any
 import torch as th
 import torch.multiprocessing as mp
 
+from benchmarks.common.command_line import Help
 from sb3_softvalue import SACV
 
 # Of one measurement
@@ -50,13 +51,11 @@ def update(index: int, options: argparse.Namespace, counts: Sequence[int], barri
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.speed.many_seeds", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--task", default="HalfCheetah-v5")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser = argparse.ArgumentParser("python -m benchmarks.speed.many_seeds", description=__doc__, formatter_class=Help)
+    parser.add_argument("--task", default="HalfCheetah-v5", help="Gymnasium task")
+    parser.add_argument("--batch-size", type=int, default=256, help="of an update")
+    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4, 8], help="processes that share the device")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the networks")
     options = parser.parse_args()
 
     counts = [1, *options.processes]

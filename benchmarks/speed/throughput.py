@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.common.command_line import Help
 from benchmarks.common.machine import multiplies_bfloat16, processor
 from benchmarks.speed.contender import ROOT, Contender
 from benchmarks.speed.results import draw, merge
@@ -172,7 +173,7 @@ def measure_imports(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Write what was measured so far as CSV and PNG into the results folder."""
-    stem, title = f"throughput-{args.device}-{args.threads}-threads", f"{args.env}, {args.device}, {args.threads} threads"
+    stem, title = f"throughput-{args.device}-{args.threads}-threads", f"{args.env}, {args.device}, threads: {args.threads}"
     if args.gradient_steps > 1:
         stem, title = f"{stem}-{args.gradient_steps}-steps", f"{title}, {args.gradient_steps} gradient steps in a row"
     if len({(row["batch_size"], row["width"]) for row in rows if "width" in row}) > 1:
@@ -194,26 +195,24 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """:return: the command line's arguments"""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.speed.throughput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser = argparse.ArgumentParser("python -m benchmarks.speed.throughput", description=__doc__, formatter_class=Help)
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the networks")
+    parser.add_argument("--env", default="HalfCheetah-v5", help="Gymnasium task")
     parser.add_argument(
         "--batch-size", type=int, nargs="+", default=[256], help="several to see how cost grows; learn() takes the first"
     )
     parser.add_argument(
         "--width", type=int, nargs="+", default=[256], help="units of both hidden layers, several as for --batch-size"
     )
-    parser.add_argument("--n-envs", type=int, default=1)
-    parser.add_argument("--train-freq", type=int, default=1)
-    parser.add_argument("--gradient-steps", type=int, default=1)
+    parser.add_argument("--n-envs", type=int, default=1, help="number of environments")
+    parser.add_argument("--train-freq", type=int, default=1, help="steps between two calls of train()")
+    parser.add_argument("--gradient-steps", type=int, default=1, help="updates of each call of train()")
     parser.add_argument("--turns", type=int, default=25, help="interleaved turns of the update measurement")
     parser.add_argument("--timesteps", type=int, default=20_000, help="of learn(); 0 leaves it out")
     parser.add_argument("--slices", type=int, default=20, help="interleaved slices of learn()")
     parser.add_argument("--sbx-python", help="Python of an environment with sbx-rl, to compare learn() with SBX's SAC")
-    parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results" / "speed"))
+    parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results" / "speed"), help="folder of the results")
     return parser.parse_args()
 
 

@@ -67,7 +67,7 @@ def table(rows: pd.DataFrame) -> str:
                 number(minutes.median(), 1) if len(minutes) else "–",
             ]
         )
-    header = ["arm", "predicted", "mean of all evaluations, IQM", "each seed", "last three, IQM", "minutes of processor"]
+    header = ["arm", "predicted", "mean of all evaluations, IQM", "each seed", "last three, IQM", "minutes of CPU time"]
     return markdown(header, lines)
 
 
@@ -86,7 +86,7 @@ def main() -> None:
         axes[0].plot(middle.index / 1000, middle["mean_reward"], label=ALGORITHMS[algorithm].title, **style)
         axes[1].plot(middle["minutes"], middle["mean_reward"], **style)
     axes[0].set(xlabel="thousand time steps", ylabel="return, mean of 10 episodes")
-    axes[1].set(xlabel="minutes of processor")
+    axes[1].set(xlabel="minutes of CPU time")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(folder / "curves.png")
 

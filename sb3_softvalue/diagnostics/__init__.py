@@ -1,4 +1,4 @@
-"""What a run learned: its entropy, actions and V(s), and V(s) against the soft returns that were really collected."""
+"""What a run learned: its entropy, actions and V(s), and V(s) against the soft returns collected."""
 
 from sb3_softvalue.diagnostics.calibration import CALIBRATION_FILE, Calibration, evaluate_values
 from sb3_softvalue.diagnostics.callback import SoftValueDiagnostics

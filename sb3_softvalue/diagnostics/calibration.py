@@ -1,4 +1,4 @@
-"""V against the soft returns that a frozen policy really collects."""
+"""V against the soft returns that a frozen policy collects."""
 
 import pathlib
 from collections.abc import Sequence
@@ -62,10 +62,15 @@ class Calibration:
         return float(self.tail_weights.mean())
 
     def __str__(self) -> str:
+        mean, n_episodes = float(self.values.mean()), len(self.returns)
+        # As many decimals as show three digits of the larger number
+        decimals = max(0, 2 - int(np.floor(np.log10(max(abs(mean), abs(self.bias), 1e-6)))))
+        error = "" if np.isnan(self.bias_error) else f" ± {self.bias_error:.{decimals}f}"
         return (
-            f"V against the soft return collected, {len(self.values)} states of {len(self.returns)} episodes: "
-            f"slope {self.slope:.3f}, bias {self.bias:+.3g} ± {self.bias_error:.2g} (V {self.values.mean():.4g} on average, "
-            f"{self.bootstrapped:.0%} of the collected return is V's own tail)"
+            f"V(s) against the soft return collected, {len(self.values)} states of {n_episodes} "
+            f"episode{'' if n_episodes == 1 else 's'}: slope {self.slope:.2f} (1 is calibrated), "
+            f"bias {self.bias:+.{decimals}f}{error}, mean V {mean:.{decimals}f}; "
+            f"V's own tail is {self.bootstrapped:.0%} of the collected return"
         )
 
     def save(self, folder: str | pathlib.Path) -> pathlib.Path:
@@ -115,7 +120,7 @@ def evaluate_values(model: SACV, env: GymEnv | str, n_episodes: int = 20, seed: 
     tail bootstrapped with V where an episode was truncated.
 
     :param model: trained or loaded
-    :param env: not the one being trained on (if registered in Gym, can be str); with ``VecNormalize`` if the model was
+    :param env: not the training environment (if registered in Gym, can be str); with ``VecNormalize`` if the model was
         trained with it, with the statistics and settings of the training (also ``norm_reward``), not updated here
     :param n_episodes: complete episodes to run, divided among the environments
     :param seed: of the environments and of the sampled actions; the random state of the caller is left as it was

@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_softvalue.diagnostics.calibration import CALIBRATION_FILE
 from sb3_softvalue.diagnostics.observations import Observations, append, stack, take
 from sb3_softvalue.diagnostics.recording import RECORDING_FILE, Recording
 from sb3_softvalue.diagnostics.returns import Episode, calibration_line, collected_returns
@@ -26,15 +27,16 @@ _SAVE_SHARE = 0.005
 
 class SoftValueDiagnostics(BaseCallback):
     """
-    Record for each episode its return, the policy's entropy, α, the actions used and what V said, beside the soft return
-    that was really collected. The policy changes while an episode is collected; ``evaluate_values`` has it frozen.
+    Record for each episode its return, the policy's entropy, α, the actions used, and V(s) next to the soft return that was
+    collected. The policy changes while an episode is collected; ``evaluate_values`` measures a frozen policy.
 
-    At each step it only remembers references; the networks are evaluated once at the end of an episode. Training is the
+    At each step it only keeps references; the networks are evaluated once at the end of an episode. Training is the
     same, bit for bit, as without it. The numbers go to SB3's logger under ``diagnostics/`` (means over the episodes since
     the last dump) and to one file, ``diagnostics.npz``, which ``Recording.load`` and the figures read.
 
-    :param folder: of the run, made if it is not there; None takes that of SB3's logger. A new run replaces the file of an
-        earlier one; one that continues (``reset_num_timesteps=False``, a loaded model) continues it.
+    :param folder: of the run, created if missing; None takes that of SB3's logger. A new run replaces the file of an
+        earlier one and removes its ``calibration.npz``; a run that continues (``reset_num_timesteps=False``, a loaded model)
+        continues the file.
     :param n_samples: sampled actions for each state
     :param n_states: visited states to keep of each episode
     :param n_bins: of the action histograms
@@ -76,11 +78,14 @@ class SoftValueDiagnostics(BaseCallback):
     def _on_training_start(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._info = _run_info(self.model)
+        if self.num_timesteps == 0:
+            # That of an earlier run in this folder, which a report would show as this one's
+            (self.path.parent / CALIBRATION_FILE).unlink(missing_ok=True)
         if self.num_timesteps > 0 and not self._rows and self.path.is_file():
             self._restore(Recording.load(self.path))
         self._rows = [row for row in self._rows if row["timesteps"] <= self.num_timesteps]
         self._states = {index: states for index, states in self._states.items() if index < len(self._rows)}
-        # Episodes that were going on when an earlier learn() ended go on only if the environment was not reset since
+        # Episodes that an earlier learn() left unfinished continue only if the environment was not reset since
         if self.model._last_obs is not self._seen_obs or self.num_timesteps == 0:
             self._running = [Episode(start=self.num_timesteps) for _ in range(self.training_env.num_envs)]
         now = time.monotonic()

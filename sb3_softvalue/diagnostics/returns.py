@@ -1,4 +1,4 @@
-"""The soft returns that were really collected in an episode, and the line that V makes against them."""
+"""The soft returns collected in an episode, and the regression of them on V."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""What all networks of a model say of many states at once."""
+"""The outputs of all networks of a model for many states at once."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ _CHUNK_BYTES = 32 * 1024**2
 
 
 class StateStatistics(NamedTuple):
-    """What the networks say of n states, each of shape (n,), float64."""
+    """Outputs of the networks for n states, each of shape (n,), float64."""
 
     values: np.ndarray
     """V(s)"""

@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn from what ``SoftValueDiagnostics`` recorded. Only this room needs matplotlib."""
+"""The figures of a run, drawn from what ``SoftValueDiagnostics`` recorded. Nothing else in the package needs matplotlib."""
 
 from sb3_softvalue.figures.film import save_gif
 from sb3_softvalue.figures.page import main, numbers, report

@@ -1,4 +1,4 @@
-"""A film of the policy, with V(s) along the way."""
+"""A film of the policy, with V(s) and the return that follows."""
 
 import pathlib
 from typing import Any
@@ -6,20 +6,35 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_softvalue.figures.style import BLUE, VERMILION
+from sb3_softvalue.diagnostics.observations import take
+from sb3_softvalue.diagnostics.returns import Episode, collected_returns
+from sb3_softvalue.diagnostics.state_statistics import read_states, reward_scale, temperature
+from sb3_softvalue.figures.style import BLUE, GREY, VERMILION
 from sb3_softvalue.sacv import SACV
 
+# Pixels: of a frame, of the plot beneath the picture, and what its labels need on the left, at the top and elsewhere
+_WIDTH, _STRIP, _LEFT, _TOP, _MARGIN = 320, 120, 48, 24, 10
 
-def save_gif(model: SACV, env: GymEnv, path: str | pathlib.Path, n_steps: int = 200, seed: int = 0, every: int = 2) -> None:
+
+def save_gif(
+    model: SACV,
+    env: GymEnv,
+    path: str | pathlib.Path,
+    n_steps: int = 200,
+    seed: int = 0,
+    every: int = 2,
+    look_ahead: int = 200,
+) -> None:
     """
-    Film the deterministic policy, with V(s) along the way beneath the picture.
+    Film the deterministic policy. A plot beneath the picture shows V(s) and the soft return that is collected from s on.
 
     :param model: trained or loaded
     :param env: with ``render_mode="rgb_array"``; with ``VecNormalize`` if the model was trained with it
     :param path: of the GIF
-    :param n_steps: of the environment
+    :param n_steps: length of the film in steps of the environment
     :param seed: of the environment
     :param every: show every so-many-th step
+    :param look_ahead: steps played after the film, so that the soft returns contain them and not V's own tail
     :raises ImportError: if Pillow is not installed
     :raises ValueError: if the environment does not render to arrays
     """
@@ -32,14 +47,30 @@ def save_gif(model: SACV, env: GymEnv, path: str | pathlib.Path, n_steps: int = 
         raise ValueError('Filming needs an environment made with render_mode="rgb_array".')
     vec_env.seed(seed)
     observations: Any = vec_env.reset()
-    pictures, values = {}, []
-    for step in range(n_steps):
-        if step % every == 0:
-            pictures[step] = vec_env.render()
-        values.append(float(model.predict_values(observations)[0]))
+    pictures, episodes = [], [Episode()]
+    for step in range(n_steps + look_ahead):
+        if step < n_steps and step % every == 0:
+            pictures.append(vec_env.render())
+        episode = episodes[-1]
+        episode.observations.append(take(observations, 0))
         actions, _ = model.predict(observations, deterministic=True)
-        observations, _, _, _ = vec_env.step(actions)
-    frames = [_frame(picture, values, step) for step, picture in pictures.items()]
+        observations, rewards, dones, infos = vec_env.step(actions)
+        episode.rewards.append(rewards[0])
+        if dones[0]:
+            episode.close(infos[0])
+            episodes.append(Episode())
+    if episodes[-1].rewards:
+        episodes[-1].final_observation, episodes[-1].truncated = take(observations, 0), True
+    else:
+        episodes.pop()
+    parts = []
+    for episode in episodes:
+        readings = read_states(model, episode.states(), n_samples=16)
+        rewards = np.array(episode.rewards, dtype=np.float64) * reward_scale(model)
+        collected, _ = collected_returns(rewards, readings, temperature(model), model.gamma, episode.truncated)
+        parts.append(np.stack([readings.values[:-1], collected]))
+    curves = np.concatenate(parts, axis=1)[:, :n_steps]
+    frames = [_frame(picture, curves, index * every) for index, picture in enumerate(pictures)]
     duration = 1000 * every / vec_env.get_attr("metadata")[0].get("render_fps", 30)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,27 +78,34 @@ def save_gif(model: SACV, env: GymEnv, path: str | pathlib.Path, n_steps: int = 
     first.save(path, save_all=True, append_images=rest, duration=max(20, round(duration)), loop=0, optimize=True)
 
 
-def _frame(picture: Any, values: list[float], step: int, width: int = 320) -> np.ndarray:
+def _frame(picture: Any, curves: np.ndarray, step: int) -> np.ndarray:
     """
     :param picture: of the environment, shape (height, width, 3)
-    :param values: V along the whole film
+    :param curves: V and the soft return collected along the whole film, shape (2, n_steps)
     :param step: of this picture
-    :param width: of the frame in pixels
-    :return: the picture with V up to here beneath, shape (height', width, 3)
+    :return: the picture with both curves up to this step beneath, shape (height', width, 3)
     """
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.fromarray(np.asarray(picture, dtype=np.uint8))
-    image = image.resize((width, round(image.height * width / image.width)))
-    strip, margin = 64, 8
-    frame = Image.new("RGB", (width, image.height + strip), "white")
+    image = image.resize((_WIDTH, round(image.height * _WIDTH / image.width)))
+    frame = Image.new("RGB", (_WIDTH, image.height + _STRIP), "white")
     frame.paste(image)
-    draw = ImageDraw.Draw(frame)
-    low, high = min(values), max(values)
-    x = np.linspace(margin, width - margin, len(values))[: step + 1]
-    y = image.height + strip - margin - (np.array(values[: step + 1]) - low) / max(high - low, 1e-6) * (strip - 3 * margin - 6)
-    points = list(zip(x.tolist(), y.tolist(), strict=True))
-    draw.line(points, fill=BLUE, width=2)
-    draw.ellipse((points[-1][0] - 3, points[-1][1] - 3, points[-1][0] + 3, points[-1][1] + 3), fill=VERMILION)
-    draw.text((margin, image.height + 3), f"V(s) = {values[step]:.1f}", fill="black", font=ImageFont.load_default(size=13))
+    draw, font, small = ImageDraw.Draw(frame), ImageFont.load_default(size=13), ImageFont.load_default(size=11)
+    left, right, top, bottom = _LEFT, _WIDTH - _MARGIN, image.height + _TOP, image.height + _STRIP - _MARGIN
+    low, high = float(curves.min()), float(curves.max())
+    x = np.linspace(left, right, curves.shape[1])[: step + 1]
+    y = bottom - (curves[:, : step + 1] - low) / max(high - low, 1e-6) * (bottom - top)
+    draw.line([(left, top - 4), (left, bottom + 4), (right, bottom + 4)], fill=GREY, width=1)
+    for value, height in ((high, top), (low, bottom)):
+        draw.line([(left - 4, height), (left, height)], fill=GREY, width=1)
+        draw.text((left - 8, height), f"{value:.0f}", fill="black", font=small, anchor="rm")
+    for curve, colour, width in ((y[1], VERMILION, 2), (y[0], BLUE, 3)):
+        draw.line(list(zip(x.tolist(), curve.tolist(), strict=True)), fill=colour, width=width)
+    draw.ellipse((x[-1] - 3, y[0, -1] - 3, x[-1] + 3, y[0, -1] + 3), fill=BLUE)
+    for position, text, colour in (
+        (left, f"V(s) = {curves[0, step]:.0f}", BLUE),
+        (_WIDTH // 2 + 4, f"then collected: {curves[1, step]:.0f}", VERMILION),
+    ):
+        draw.text((position, image.height + 3), text, fill=colour, font=font)
     return np.asarray(frame)

@@ -1,4 +1,4 @@
-"""All figures of a run as files, and one page that holds them and the numbers."""
+"""All figures of a run as files, and one page with them and the numbers."""
 
 import argparse
 import base64
@@ -22,28 +22,32 @@ if TYPE_CHECKING:
 # Name of the file, what to read in it, and how it is drawn
 _FIGURES: dict[str, tuple[str, Callable[[list[Recording], Calibration | None], "Figure"]]] = {
     "learning_curve": (
-        "Return of each episode while training, with sampled actions. Rising and then flat: learned.",
+        "Return of each episode while training, with sampled actions; the deterministic policy usually does better. Dots are "
+        "episodes, the line is their rolling mean.",
         lambda recordings, _: learning_curve(recordings),
     ),
     "entropy": (
-        "How random the policy is. It falls as the policy commits itself; a learned α steers it to the target entropy.",
+        "How random the policy is, in nats (natural units of information). It falls as the policy commits itself; a learned α "
+        "steers it to the target entropy.",
         lambda recordings, _: entropy(recordings),
     ),
     "action_usage": (
-        "Which actions are used, and how that drifts. Mass at the bounds means bang-bang control.",
+        "Which actions are used, and how that drifts. Mass at both bounds means bang-bang control: full force one way or "
+        "the other.",
         lambda recordings, _: action_usage(recordings),
     ),
     "temperature": (
-        "What one nat of entropy is worth in reward. A learned α rises while the policy is less random than the target.",
+        "The temperature α: what one nat of entropy is worth in reward. A learned α rises while the policy is less random "
+        "than the target, and falls while it is more random.",
         lambda recordings, _: temperature(recordings),
     ),
     "calibration": (
-        "Points on the dashed line: V says what is then collected. Slope below 1: V is spread too wide. Bias above 0: V "
-        "over-estimates.",
+        "The soft return is the discounted sum of rewards and entropy bonuses from a state on. Points on the dashed line: V "
+        "predicts it. Slope below 1: V is spread too wide. Bias above 0: V over-estimates.",
         lambda recordings, frozen: calibration(recordings, frozen),
     ),
     "value_along_episode": (
-        "V and min Q − α·log π should lie on each other; the target V̄ lags a little behind V.",
+        "V and its regression target min Q − α·log π should coincide; the target network V̄ follows V with a small lag.",
         lambda recordings, _: value_along_episode(recordings),
     ),
     "value_landscape": (
@@ -54,13 +58,16 @@ _FIGURES: dict[str, tuple[str, Callable[[list[Recording], Calibration | None], "
 
 
 def report(
-    run_dirs: str | pathlib.Path | Sequence[str | pathlib.Path], output: str | pathlib.Path | None = None
+    run_dirs: str | pathlib.Path | Sequence[str | pathlib.Path],
+    output: str | pathlib.Path | None = None,
+    film: str | pathlib.Path | None = None,
 ) -> pathlib.Path:
     """
-    Write all figures of a run as PNG, and one page of HTML that holds them and the numbers.
+    Write all figures of a run as PNG, and one HTML page with the figures and the numbers.
 
     :param run_dirs: folder of a run; several are seeds of one experiment and shown as a band
     :param output: folder to write to; None takes ``report`` in the (first) run's folder
+    :param film: GIF to show at the top of the page, such as ``save_gif`` writes
     :return: the HTML file
     :raises FileNotFoundError: if a folder holds no recording
     :raises ValueError: if a recording holds no finished episode
@@ -77,14 +84,33 @@ def report(
     for name, (explanation, draw) in _FIGURES.items():
         if name == "value_landscape" and not recordings[0].landscape:
             continue
-        figure = draw(recordings, Calibration.pool(frozen) if frozen else None)
+        pooled = Calibration.pool(frozen) if frozen else None
+        figure = draw(recordings, pooled)
+        figure.savefig(output / f"{name}.png")
+        if name == "calibration" and pooled is not None:
+            explanation += " " + verdict(pooled)
+        # The page has the title as a heading
+        title = figure.get_suptitle().partition(":")[0]
+        figure.suptitle("")
         png = io.BytesIO()
         figure.savefig(png, format="png")
-        (output / f"{name}.png").write_bytes(png.getvalue())
-        sections.append((figure.get_suptitle(), explanation, base64.b64encode(png.getvalue()).decode()))
+        sections.append((title, explanation, "png", png.getvalue()))
+    if film is not None:
+        explanation = "The deterministic policy. Beneath: V(s) of the moment, and the soft return collected from it on."
+        sections.insert(0, ("The trained policy", explanation, "gif", pathlib.Path(film).read_bytes()))
     page = output / "index.html"
     page.write_text(html_page(recordings, frozen, sections), encoding="utf-8")
     return page
+
+
+def verdict(calibration: Calibration) -> str:
+    """:return: one sentence that says whether V can be trusted"""
+    spread = float(calibration.collected.std())
+    good = 0.9 <= calibration.slope <= 1.1 and abs(calibration.bias) <= 0.1 * spread
+    return (
+        f"This V is {'well' if good else 'not well'} calibrated: slope {calibration.slope:.2f} (0.9 to 1.1 is good), bias "
+        f"{calibration.bias:+.3g} (up to {0.1 * spread:.2g}, a tenth of the spread of the returns, is good)."
+    )
 
 
 def numbers(recordings: Recordings, frozen: Sequence[Calibration] = ()) -> dict[str, str]:
@@ -114,7 +140,7 @@ def numbers(recordings: Recordings, frozen: Sequence[Calibration] = ()) -> dict[
         ("value_bias", "V's bias while training, last tenth (scaled reward)"),
         ("value_gap", "V − (min Q − α·log π), last tenth (scaled reward)"),
         ("target_lag", "lag |V − V̄|, last tenth (scaled reward)"),
-        ("bootstrapped", "share of V's own tail in the return collected"),
+        ("bootstrapped", "share of V's own tail in the return collected (time limits)"),
     ):
         rows[label] = over_runs([tenth_mean(recording.episodes[name], 9) for recording in recordings], ".3g")
     if frozen:
@@ -132,13 +158,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit status
     """
     parser = argparse.ArgumentParser(
-        prog="sb3-softvalue report", description="Write all figures of a run and one page of HTML with its numbers."
+        prog="sb3-softvalue report",
+        description="Draw all figures of a run that SoftValueDiagnostics(RUN_DIR) recorded, on one HTML page.",
     )
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run; several are seeds, drawn as a band")
     parser.add_argument("--output", help="folder to write to (default: report/ in the first run's folder)")
+    parser.add_argument("--film", help="GIF to show at the top of the page (default: none)")
     arguments = parser.parse_args(argv)
     try:
-        page = report(arguments.run_dirs, arguments.output)
+        page = report(arguments.run_dirs, arguments.output, arguments.film)
     except (ImportError, FileNotFoundError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     print(f"Wrote {page}")
@@ -154,10 +182,10 @@ def over_runs(values: Sequence[float], style: str) -> str:
     )
 
 
-def html_page(recordings: list[Recording], frozen: list[Calibration], sections: list[tuple[str, str, str]]) -> str:
+def html_page(recordings: list[Recording], frozen: list[Calibration], sections: list[tuple[str, str, str, bytes]]) -> str:
     """
-    :param sections: title, explanation and PNG in base 64 of each figure
-    :return: one page of HTML that needs no other file
+    :param sections: title, explanation, format ("png" or "gif") and content of each picture
+    :return: one HTML page that needs no other file
     """
     table = "\n".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
@@ -165,8 +193,8 @@ def html_page(recordings: list[Recording], frozen: list[Calibration], sections: 
     )
     figures = "\n".join(
         f"<h2>{html.escape(title)}</h2><p>{html.escape(explanation)}</p>"
-        f'<img src="data:image/png;base64,{png}" alt="{html.escape(title)}">'
-        for title, explanation, png in sections
+        f'<img class="{kind}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}" alt="{html.escape(title)}">'
+        for title, explanation, kind, content in sections
     )
     title = html.escape(titled(recordings, "Report"))
     return f"""<!DOCTYPE html>
@@ -174,14 +202,16 @@ def html_page(recordings: list[Recording], frozen: list[Calibration], sections: 
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 h2 {{ font-size: 1.1rem; margin-top: 2.5rem; }}
-img {{ width: 100%; height: auto; }}
+img.png {{ width: 100%; height: auto; }}
+img.gif {{ max-width: 100%; }}
 table {{ border-collapse: collapse; }}
 th, td {{ text-align: left; font-weight: normal; padding: .2rem 1.5rem .2rem 0; border-bottom: 1px solid #ddd; }}
 td {{ font-variant-numeric: tabular-nums; }}
 </style></head><body>
 <h1>{title}</h1>
-<p>{len(recordings)} run{"s" if len(recordings) > 1 else ""}. Soft values are discounted, include the entropy, and are in the
-reward's scale after <code>reward_scale</code> and <code>VecNormalize</code>.</p>
+<p>{len(recordings)} run{"s" if len(recordings) > 1 else ""}. V, V̄, Q and soft returns are discounted and include
+the entropy bonus. Their unit is <em>scaled reward</em>: the reward after <code>reward_scale</code> and
+<code>VecNormalize</code>.</p>
 <table>
 {table}
 </table>

@@ -1,4 +1,4 @@
-"""The look of all pictures, and curves over the time steps."""
+"""The style of all figures, and curves over the time steps."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ _WIDTH, _HEIGHT, _DPI = 8.0, 4.0, 110
 
 def new_figure(title: str, n_rows: int = 1, n_columns: int = 1, height: float = _HEIGHT) -> tuple["Figure", np.ndarray]:
     """
-    A figure in this package's look, without pyplot's global state and without a display.
+    A figure in this package's style, without pyplot's global state and without a display.
 
     :param title: of the whole
     :param n_rows: of axes

@@ -1,4 +1,4 @@
-"""What V said: against the returns collected, along an episode, over the state space."""
+"""Figures of V: against the returns collected, along an episode, over the state space."""
 
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ def calibration(recordings: Recordings, frozen: Calibration | None = None) -> "F
         line = collected.mean() + slope * (ends - values.mean())
         scatter.plot(ends, line, color=VERMILION, linewidth=2, label=f"slope {slope:.2f}, bias {mean_bias:+.2g}")
     scatter.set(xlabel="V(s) (soft value, scaled reward)", ylabel="soft return collected (scaled reward)")
+    scatter.set_box_aspect(1)
     scatter.set_title("policy frozen" if frozen is not None else "last tenth of the training", fontsize=10)
     scatter.legend(frameon=False, fontsize=9)
 
@@ -50,7 +51,7 @@ def calibration(recordings: Recordings, frozen: Calibration | None = None) -> "F
 
 def value_along_episode(recordings: Recordings) -> "Figure":
     """
-    What V, V̄ and the critics said along an episode, beside the soft return that then came.
+    V, V̄ and the critics along an episode, with the soft return collected.
 
     :param recordings: of one run; of several the first is shown
     :return: the last episode of which states were kept
@@ -61,7 +62,10 @@ def value_along_episode(recordings: Recordings) -> "Figure":
     figure, grid = new_figure(titled(recordings[:1], f"V(s) along episode {states['episode'].max() + 1}"))
     axes = grid[0, 0]
     steps = states["step"][last]
-    axes.plot(steps, states["soft_return"][last], color="black", linestyle="--", label="soft return collected from s on")
+    terminated = recordings[0].episodes.get("terminated", np.ones(states["episode"].max() + 1))[states["episode"].max()]
+    # Where a time limit cuts the episode, V of the last state completes the sum
+    label = "soft return collected from s on" + ("" if terminated else ",\nwith V after the time limit: they meet at the end")
+    axes.plot(steps, states["soft_return"][last], color="black", linestyle="--", label=label)
     axes.plot(steps, states["value"][last], color=BLUE, linewidth=2, label="V(s)")
     axes.plot(steps, states["target_value"][last], color=ORANGE, linewidth=1.5, label="target V̄(s)")
     axes.plot(steps, states["soft_q_value"][last], color=GREEN, linestyle=":", linewidth=2, label="min Q − α·log π")
@@ -89,8 +93,8 @@ def value_landscape(recording: Recording) -> "Figure":
     figure.colorbar(image, ax=axes, label="V(s) (soft value, scaled reward)")
 
     coordinates = _coordinates(recording)
-    axes.plot(*coordinates[-400:].T, ".", color="white", markersize=3, alpha=0.5)
-    every = (slice(2, None, 4), slice(2, None, 4))
+    axes.plot(*coordinates[-400:].T, "o", color="white", markersize=3, markeredgecolor="black", markeredgewidth=0.4, alpha=0.7)
+    every = (slice(3, None, 6), slice(3, None, 6))
     half_range = (np.array(recording.info["action_high"]) - np.array(recording.info["action_low"])) / 2.0
     arrows = (actions / half_range)[every]
     vertical = arrows[..., 0] if arrows.shape[-1] == 1 else arrows[..., 1]
@@ -101,7 +105,7 @@ def value_landscape(recording: Recording) -> "Figure":
         horizontal,
         vertical,
         color="black",
-        scale=24,
+        scale=16,
         width=0.003,
         headwidth=4,
         headlength=5,

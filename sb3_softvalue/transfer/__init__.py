@@ -1,4 +1,4 @@
-"""Models move: from SB3's SAC and back, and out of PyTorch as ONNX."""
+"""Conversion of models from and to SB3's SAC, and export to ONNX."""
 
 from sb3_softvalue.transfer.onnx import export_onnx
 from sb3_softvalue.transfer.sac import from_sac, to_sac

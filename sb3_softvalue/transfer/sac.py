@@ -57,7 +57,7 @@ def from_sac(
 
     :param model_class: ``SACV`` or a subclass
     :param path_or_model: SAC model, or what ``SAC.save`` wrote (a pickle: open only files that you trust)
-    :param env: to go on in; None takes the model's own
+    :param env: to continue in; None takes the model's own
     :param fit_value_steps: gradient steps that fit V before training continues
     :param collect_steps: transitions that the replay buffer holds at least before V is fitted
     :param replay_buffer: transitions, or the path of what ``save_replay_buffer`` wrote (a pickle as well)
@@ -113,7 +113,7 @@ def from_sac(
     checks.check_buffer_fits(model.replay_buffer, model)
     _collect(model, collect_steps)
     if model.replay_buffer is not None and model.replay_buffer.size() > 0:
-        # The warm-up is over: random actions would only take the place of better ones
+        # The warm-up is over: random actions would only replace better ones
         model.learning_starts = kwargs.get("learning_starts", 0)
         if fit_value_steps > 0:
             fit_value(model, fit_value_steps)

@@ -1,4 +1,4 @@
-"""Fitting V to a policy and critics that were learned without it."""
+"""Fits V to a policy and critics that were trained without it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the zoo's front-ends need around them to work everywhere: no display, no ffmpeg, no `python` on the path, ..."""
+"""Makes the zoo's front-ends work everywhere: without display, ffmpeg, or `python` on the path."""
 
 import atexit
 import ctypes.util
@@ -50,7 +50,7 @@ def prepare(front_end: str, arguments: list[str]) -> None:
 
 
 class InferenceSACV(SACV):
-    """SACV loaded to be played: with a replay buffer of one, which the zoo gives only to the algorithms on its own list."""
+    """SACV loaded for prediction: with a replay buffer of one, which the zoo sets for the algorithms on its own list only."""
 
     @classmethod
     def load(cls, *args: Any, **kwargs: Any) -> Any:
@@ -67,7 +67,7 @@ def has_display() -> bool:
 
 
 def _check_display(arguments: list[str]) -> None:
-    """MuJoCo without a display ends the process with a C assertion, others draw where nobody looks."""
+    """MuJoCo without a display ends the process with a C assertion, others draw into memory."""
     if not has_display() and not {"--no-render", "-h", "--help"} & set(arguments):
         raise ValueError("There is no display to draw on: add --no-render, or film the agent with record_video.")
 

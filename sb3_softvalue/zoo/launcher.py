@@ -1,4 +1,4 @@
-"""RL Zoo's front-ends with SACV among the algorithms, ours beside them, and errors in one sentence."""
+"""RL Zoo's front-ends with SACV among the algorithms, ``report``, and errors in one sentence."""
 
 import argparse
 import importlib
@@ -41,8 +41,8 @@ FRONT_ENDS = {
     "load_from_hub": FrontEnd("rl_zoo3.load_from_hub", "download from there", f"{_PENDULUM} -orga NAME"),
 }
 
-# Whose errors end in one sentence, {} being the first line of the error's own message. These packages either check what
-# the user gave or speak for a machine that lacks something; an error of any other code keeps its traceback.
+# Packages whose errors end in one sentence; {} is the first line of the error's own message. They either check what the user
+# gave or report what the machine lacks. An error of any other code keeps its traceback.
 _SENTENCES = {
     **dict.fromkeys(
         ("sb3_softvalue", "rl_zoo3", "stable_baselines3", "sb3_contrib", "gymnasium", "optuna", "huggingface_sb3"), "{}"
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     ]
     parser = argparse.ArgumentParser(
         prog="sb3-softvalue",
-        description="RL Zoo's front-ends, with sacv beside the zoo's own algorithms.",
+        description="RL Zoo's front-ends, with sacv among the algorithms.",
         epilog="front-ends, each with an example (`sb3-softvalue <front-end> --help` lists its options):\n"
         + "\n".join(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -118,6 +118,12 @@ def _sentence(error: Exception) -> str | None:
         return f'{message}: install it (pip install "sb3_softvalue[zoo]" brings what RL Zoo needs).'
     if isinstance(error, (NameError, SyntaxError)) and any(frame.f_globals.get("StoreDict") for frame in frames[-2:]):
         return f"{message}: values are Python expressions, quote a string twice as in -params learning_rate:\"'lin_3e-4'\"."
+    if isinstance(error, (IndexError, ValueError)) and any(
+        frame.f_globals.get("__name__") == "rl_zoo3.plots.plot_from_file" for frame in frames
+    ):
+        return (
+            f"{message}: --rliable needs evaluations of several runs, --versus also of two algorithms (all_plots -a sac sacv)."
+        )
     # A module that runs as a script is called __main__, its spec has the real name
     raised_in = frames[-1].f_globals
     spec = raised_in.get("__spec__")

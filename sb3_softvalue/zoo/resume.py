@@ -1,4 +1,4 @@
-"""``sb3-softvalue train … --resume FOLDER``: begin a training that is never lost, or continue it."""
+"""``sb3-softvalue train … --resume FOLDER``: start a training with checkpoints, or resume it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +39,7 @@ def resumable(folder: str) -> Callable[..., None]:
 
     def learn(original: Callable[..., None], manager: ExperimentManager, model: Any) -> None:
         if not isinstance(model, OffPolicyAlgorithm):
-            raise ValueError(f"{OPTION} continues off-policy algorithms, not {manager.algo}: leave it out.")
+            raise ValueError(f"{OPTION} works with off-policy algorithms, not with {manager.algo}: leave it out.")
         manager.callbacks.append(ResumableCheckpoint(folder, SAVE_FREQ, verbose=manager.verbose, resume=True))
         original(manager, model)
 

@@ -1,4 +1,4 @@
-"""What Optuna searches for SACV: SAC's space of the zoo, the temperature and V's learning rate."""
+"""The search space for Optuna: the zoo's for SAC, the temperature and V's learning rate."""
 
 from typing import Any
 

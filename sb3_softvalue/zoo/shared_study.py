@@ -74,7 +74,7 @@ class SharedStudy(Study):
             else:
                 # The last trials run elsewhere, and a worker may die
                 if not waiting:
-                    print("Waiting for the trials that other workers still run (Ctrl-C to leave them alone)")
+                    print("Waiting for trials of other workers (Ctrl-C stops waiting)")
                 waiting = True
                 time.sleep(1)
 
@@ -121,7 +121,7 @@ def _storage(url: str) -> BaseStorage:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Heartbeats are an experimental feature of Optuna, which need not be said each time."""
+    """Silence Optuna's warning that heartbeats are experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
