@@ -87,7 +87,7 @@ class FiniteCheck:
         """
         for index, value in _not_finite(actions):
             what = f"The action of environment {index} is {value} at step {model.num_timesteps}"
-            self._stop_step(model, "action", f"{what}, as the policy and action_noise gave it")
+            self._raise_for_step(model, "action", f"{what}, as the policy and action_noise gave it")
 
     def check_transition(self, model: Model, new_obs: Any, reward: Any, dones: np.ndarray, infos: Sequence[Any]) -> None:
         """
@@ -103,7 +103,7 @@ class FiniteCheck:
             original, reward = env.get_original_obs(), env.get_original_reward()
         for index, value in _not_finite(reward):
             what = f"The reward of environment {index} is {value} at step {model.num_timesteps}"
-            self._stop_step(model, "reward", f"{what}, as the environment gave it, in float32")
+            self._raise_for_step(model, "reward", f"{what}, as the environment gave it, in float32")
         self._check_observation(model, original, new_obs, "as the environment gave it, in float32")
         for index, done in enumerate(dones):
             if not done:
@@ -130,7 +130,7 @@ class FiniteCheck:
             now = metrics[-1].float()
             return now if found_inf is None else th.maximum(found_inf, now)
         if metrics[-1].item():
-            self._stop_update(model, batch, metrics, "The update was not made, the model is as before it.")
+            self._raise_for_update(model, batch, metrics, "The update was not made, the model is as before it.")
         return None
 
     def check_report(self, model: Model, batch: Batch, report: th.Tensor) -> None:
@@ -144,25 +144,25 @@ class FiniteCheck:
             n_made = int(report[:, -1].nonzero()[0])
             model._n_updates -= len(report) - n_made
             aftermath = "The update was not made; the target value has moved on towards V."
-            self._stop_update(model, batch, report[n_made], aftermath)
+            self._raise_for_update(model, batch, report[n_made], aftermath)
 
-    def _stop_update(self, model: Model, batch: Batch, metrics: th.Tensor, aftermath: str) -> NoReturn:
+    def _raise_for_update(self, model: Model, batch: Batch, metrics: th.Tensor, aftermath: str) -> NoReturn:
         """:raises NonFiniteError: that names what is not finite"""
-        self._stop_for_parameters(model)
+        self._raise_for_parameters(model)
         values = Metrics(*metrics.tolist())
         bad = [name for name, value in zip(Metrics._fields, values, strict=True) if not np.isfinite(value)]
         reasons = "; ".join(_bad_entries(batch)) or "the batch itself was finite"
         what = f"{', '.join(bad) if bad else 'A gradient'} of update {model._n_updates + 1} is not finite: {reasons}"
-        raise NonFiniteError("loss" if bad else "gradient", what, _describe(model), aftermath)
+        raise NonFiniteError("loss" if bad else "gradient", what, _training_state(model), aftermath)
 
     @th.no_grad()
-    def explain_policy(self, model: Model, error: ValueError) -> None:
+    def raise_for_policy(self, model: Model, error: ValueError) -> None:
         """
         :param model: whose policy could not draw an action
         :param error: what PyTorch's distributions say of a mean or a deviation that is not finite
         :raises NonFiniteError: if that is the reason
         """
-        self._stop_for_parameters(model, error)
+        self._raise_for_parameters(model, error)
         is_finite, largest = True, 0.0
         # Where the policy cannot be asked, the error is from elsewhere
         with suppress(Exception):
@@ -171,7 +171,7 @@ class FiniteCheck:
             is_finite = bool(th.isfinite(mean).all() & th.isfinite(log_std.exp()).all())
         if not is_finite:
             what = f"The policy's output is not finite at step {model.num_timesteps}, its parameters reach {largest:.3g}"
-            raise NonFiniteError("action", what, _describe(model), "No action was taken.") from error
+            raise NonFiniteError("action", what, _training_state(model), "No action was taken.") from error
 
     def _check_observation(
         self, model: Model, original: Any, seen: Any, when: str, env_index: int | None = None, aftermath: str | None = None
@@ -193,9 +193,9 @@ class FiniteCheck:
                 name = "observation" if key is None else f"observation {key!r}"
                 index = row if env_index is None else env_index
                 what = f"The {name} of environment {index} is {value} at step {model.num_timesteps}, {when}"
-                self._stop_step(model, "observation", what, aftermath)
+                self._raise_for_step(model, "observation", what, aftermath)
 
-    def _stop_step(self, model: Model, quantity: str, what: str, aftermath: str | None = None) -> NoReturn:
+    def _raise_for_step(self, model: Model, quantity: str, what: str, aftermath: str | None = None) -> NoReturn:
         """Leave nothing of a step that cannot be stored: the next ``learn()`` begins with a new episode."""
         env = model._vec_normalize_env
         if env is not None:
@@ -207,9 +207,9 @@ class FiniteCheck:
         if isinstance(model.replay_buffer, ReplayBuffer):
             truncate_open_episodes(model.replay_buffer)
         aftermath = aftermath or "It was not stored, and the model is as it was before."
-        raise NonFiniteError(quantity, what, _describe(model), aftermath)
+        raise NonFiniteError(quantity, what, _training_state(model), aftermath)
 
-    def _stop_for_parameters(self, model: Model, cause: Exception | None = None) -> None:
+    def _raise_for_parameters(self, model: Model, cause: Exception | None = None) -> None:
         """:raises NonFiniteError: if a parameter is not finite"""
         tensors = dict(model.policy.state_dict())
         if model.log_ent_coef is not None:
@@ -219,7 +219,7 @@ class FiniteCheck:
         if broken:
             names = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
             what = f"The parameters {names} are not finite at step {model.num_timesteps}"
-            raise NonFiniteError("parameter", what, _describe(model), "Load a saved model or checkpoint.") from cause
+            raise NonFiniteError("parameter", what, _training_state(model), "Load a saved model or checkpoint.") from cause
 
 
 def truncate_open_episodes(buffer: ReplayBuffer) -> None:
@@ -302,7 +302,7 @@ def _is_handled(model: Model, observation: Any) -> bool:
     return all(bool(th.isfinite(output).all()) for output in outputs)
 
 
-def _describe(model: Model) -> str:
+def _training_state(model: Model) -> str:
     """:return: update, temperature and the largest values, as part of a sentence"""
     parts = [f"update {model._n_updates}"]
     # What cannot be told must not hide the error that it is told about

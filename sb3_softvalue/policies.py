@@ -170,7 +170,7 @@ def move_target(network: nn.Module, target: nn.Module, tau: float) -> None:
     equations.polyak_update(params, target_params, tau)
 
 
-def no_critic_target(owner: str) -> NoReturn:
+def raise_no_critic_target(owner: str) -> NoReturn:
     """
     Explain to code written for SB3's SAC where the target network went.
 
@@ -293,7 +293,7 @@ class SACVPolicy(SACPolicy):
 
     def __getattr__(self, name: str) -> Any:
         if name == "critic_target":
-            no_critic_target(type(self).__name__)
+            raise_no_critic_target(type(self).__name__)
         return super().__getattr__(name)
 
     def set_training_mode(self, mode: bool) -> None:
@@ -458,19 +458,19 @@ COUNTERPARTS: dict[type[SACPolicy], type[SACVPolicy]] = {
 
 
 class _WithValue(ABCMeta):
-    """Of the classes that ``with_value`` makes, which stand in no module: pickled as what they were made of."""
+    """Of the classes that ``with_value_network`` makes, which stand in no module: pickled as what they were made of."""
 
 
 def _reduce(policy: type[BasePolicy]) -> Any:
     """:return: how a class that was made is made again; a subclass of one is found by its name"""
-    return (with_value, (vars(policy)["sac_policy"],)) if "sac_policy" in vars(policy) else policy.__qualname__
+    return (with_value_network, (vars(policy)["sac_policy"],)) if "sac_policy" in vars(policy) else policy.__qualname__
 
 
 copyreg.pickle(_WithValue, _reduce)  # type: ignore[arg-type]  # a metaclass is a class too
 
 
 @cache
-def with_value(policy: type[BasePolicy]) -> type[SACVPolicy]:
+def with_value_network(policy: type[BasePolicy]) -> type[SACVPolicy]:
     """
     :param policy: class of a policy for SAC
     :return: the class of the same policy with a state-value network: ours for SB3's own; for a subclass of these that changes
@@ -479,7 +479,7 @@ def with_value(policy: type[BasePolicy]) -> type[SACVPolicy]:
     """
     if "sac_policy" in vars(policy):
         # From a file, where it is stored by value, a class of its own
-        return with_value(vars(policy)["sac_policy"])
+        return with_value_network(vars(policy)["sac_policy"])
     if issubclass(policy, SACVPolicy):
         return policy
     if policy in COUNTERPARTS:

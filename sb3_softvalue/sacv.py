@@ -41,8 +41,8 @@ from sb3_softvalue.policies import (
     SACVPolicy,
     ValueNetwork,
     move_target,
-    no_critic_target,
-    with_value,
+    raise_no_critic_target,
+    with_value_network,
 )
 
 SelfSACV = TypeVar("SelfSACV", bound="SACV")
@@ -163,7 +163,7 @@ class SACV(SAC):
     ):
         checks.check_arguments(device, policy_kwargs=policy_kwargs, replay_buffer_kwargs=replay_buffer_kwargs)
         if isinstance(policy, type) and issubclass(policy, BasePolicy):
-            policy = with_value(policy)
+            policy = with_value_network(policy)
         elif policy not in self.policy_aliases:
             raise ValueError(
                 f"policy must be {', '.join(map(repr, self.policy_aliases))} or the class of a policy, got {policy!r}."
@@ -171,7 +171,7 @@ class SACV(SAC):
         if env is None and _init_setup_model:
             raise ValueError("env must be an environment or its name, got None.")
         replay_buffer_kwargs = dict(replay_buffer_kwargs or {})  # which SB3 writes into
-        n_steps = _one_discount_and_horizon(replay_buffer_class, replay_buffer_kwargs, gamma, n_steps)
+        n_steps = _consistent_n_steps(replay_buffer_class, replay_buffer_kwargs, gamma, n_steps)
         super().__init__(
             policy,
             env,
@@ -224,7 +224,7 @@ class SACV(SAC):
         assert isinstance(self.action_space, spaces.Box)
         if not issubclass(self.policy_class, SACVPolicy):
             raise ValueError("This model has no value network: SACV.from_sac makes a SACV of a model of SB3's SAC.")
-        self.policy_class = with_value(self.policy_class)
+        self.policy_class = with_value_network(self.policy_class)
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
             self.replay_buffer_kwargs |= {"n_steps": self.n_steps, "gamma": self.gamma}
             if self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1:
@@ -277,7 +277,7 @@ class SACV(SAC):
     @property
     def critic_target(self) -> NoReturn:  # type: ignore[override]  # an attribute in SAC
         """Not there: SAC v1 has ``value_target`` instead."""
-        no_critic_target(type(self).__name__)
+        raise_no_critic_target(type(self).__name__)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -456,7 +456,7 @@ class SACV(SAC):
             raise
         except ValueError as error:
             if self.check_finite:
-                self._finite_check.explain_policy(self, error)
+                self._finite_check.raise_for_policy(self, error)
             raise
 
     def _sample_action(
@@ -694,7 +694,7 @@ def _scalar(value: float, device: th.device) -> th.Tensor:
     return th.tensor(value, dtype=th.float64, device=device)
 
 
-def _one_discount_and_horizon(
+def _consistent_n_steps(
     replay_buffer_class: type[ReplayBuffer] | None, replay_buffer_kwargs: dict[str, Any], gamma: float, n_steps: int
 ) -> int:
     """

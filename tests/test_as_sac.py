@@ -26,7 +26,7 @@ from stable_baselines3.sac import policies as sac_policies
 import sb3_softvalue
 from sb3_softvalue import SACV
 from sb3_softvalue.execution.compiled import compile_gradients, tracing
-from sb3_softvalue.policies import with_value
+from sb3_softvalue.policies import with_value_network
 from tests.helpers import MODEL_LIST, ClockEnv, PointGoalEnv, RandomEnv, box_env, differs, filled, parameters_of, small, train
 
 
@@ -233,7 +233,7 @@ class Plain(sac_policies.SACPolicy):
     """Nothing of its own."""
 
 
-class Derived(with_value(Plain)):  # type: ignore[misc]  # made when it runs
+class Derived(with_value_network(Plain)):  # type: ignore[misc]  # made when it runs
     """Of a class that was made."""
 
 
@@ -276,12 +276,12 @@ def test_a_foreign_policy_is_pickled(model_class):
 
 def test_one_class_for_a_foreign_policy(tmp_path):
     """Whoever asks, also when a file is read; a class derived from it is itself."""
-    made = with_value(Plain)
-    assert with_value(made) is made is with_value(Plain) is pickle.loads(pickle.dumps(made))
+    made = with_value_network(Plain)
+    assert with_value_network(made) is made is with_value_network(Plain) is pickle.loads(pickle.dumps(made))
     small(SACV, box_env(), Plain).save(tmp_path / "model")
     assert type(SACV.load(tmp_path / "model").policy) is made
     assert type(pickle.loads(pickle.dumps(SACV.load(tmp_path / "model"))).policy) is made
-    assert pickle.loads(pickle.dumps(Derived)) is Derived is with_value(Derived)
+    assert pickle.loads(pickle.dumps(Derived)) is Derived is with_value_network(Derived)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])

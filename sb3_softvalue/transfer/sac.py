@@ -97,7 +97,7 @@ def from_sac(
     if env is None and replay_buffer is None and fit_value_steps > 0:
         raise ValueError("Fitting V needs states: give from_sac an env to collect them in, or a replay_buffer.")
     if policy is None:
-        policy = policies.with_value(source.policy_class)
+        policy = policies.with_value_network(source.policy_class)
     kwargs["policy_kwargs"] = source.policy_kwargs | (kwargs.get("policy_kwargs") or {})
 
     model: Any = _rebuild(model_class, policy, env, source, device, kwargs)
