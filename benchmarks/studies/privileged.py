@@ -54,7 +54,7 @@ def table(returns: pd.DataFrame) -> str:
                 number(mine.groupby("seed")["seconds"].max().median() / 60, 1),
             ]
         )
-    return markdown(["arm", "predicted", "last three evaluations, IQM", "each seed", "minutes of processor"], lines)
+    return markdown(["arm", "predicted", "last three evaluations, IQM", "each seed", "minutes of CPU time"], lines)
 
 
 def main() -> None:
