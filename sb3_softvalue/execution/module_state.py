@@ -5,12 +5,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_softvalue.policies import is_plain_module, submodules
 
-# Layers that have no options: nothing but their parameters decides what they compute
-_WITHOUT_OPTIONS = {nn.Sequential, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Mish, nn.Identity}
+# Layers without options: nothing but their parameters decides what they compute
+_WITHOUT_OPTIONS = {
+    *(nn.Sequential, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Mish, nn.Identity),
+    # It has, but other dimensions would fit nothing
+    *(nn.Flatten, FlattenExtractor),
+}
 
 
 class ModuleState:
