@@ -160,6 +160,21 @@ def transpose_weight(model: SACV) -> None:
     weight.data = weight.data.t()
 
 
+def fewer_critics(model: SACV) -> None:
+    model.critic.q_networks.pop()
+
+
+class Halved(nn.Linear):
+    """A layer of another class."""
+
+    def forward(self, features: th.Tensor) -> th.Tensor:
+        return 0.5 * super().forward(features)
+
+
+def other_class(model: SACV) -> None:
+    model.critic.qf0[0].__class__ = Halved
+
+
 LEAKY = dict(policy_kwargs=dict(net_arch=[8], activation_fn=nn.LeakyReLU))
 CHANGES: dict[str, tuple[dict[str, Any], list[Callable[[SACV], Any]]]] = {
     "layers": ({}, [exchange_activation, exchange_layer, append_layer]),
@@ -178,6 +193,8 @@ CHANGES: dict[str, tuple[dict[str, Any], list[Callable[[SACV], Any]]]] = {
     "computed weights": ({}, [prune_layer, parametrize_layer]),
     "forward": ({}, [own_forward]),
     "method": ({}, [own_method]),
+    "critics": ({}, [fewer_critics]),
+    "class": ({}, [other_class]),
     "approximation": (dict(policy_kwargs=dict(net_arch=[8], activation_fn=nn.GELU)), [other_approximation]),
     "epsilon": ({}, [append_norm, other_epsilon]),
     "transposed": (dict(policy_kwargs=dict(net_arch=[8, 8])), [transpose_weight]),
@@ -278,6 +295,23 @@ class TestHooks:
         assert_follows(pair(policy_kwargs=dict(net_arch=[8]) | extractor), *changes)
         for kind in kinds:
             assert counts[f"compiled {kind}"] == counts[f"eager {kind}"] >= 4, kind
+
+
+def test_a_change_of_all_modules_is_seen(monkeypatch):
+    """A hook on every module, and the method of a class."""
+    models = pair()
+    assert_follows(models)
+    before = parameters_of(models[1].critic)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: 0.5 * output if isinstance(module, nn.Linear) else None
+    )
+    assert_follows(models)
+    handle.remove()
+    assert_follows(models)
+    forward = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda layer, features: 0.5 * forward(layer, features))
+    assert_follows(models)
+    assert differs(models[1].critic.state_dict(), before)
 
 
 COPIES: dict[str, Callable[[SACV], SACV]] = {
