@@ -166,7 +166,7 @@ def move_target(network: nn.Module, target: nn.Module, tau: float) -> None:
                 target_params.append(twin._parameters[name])  # type: ignore[arg-type]  # it is there in both
         for name, buffer in child._buffers.items():
             if buffer is not None:
-                twin._buffers[name].copy_(buffer)  # type: ignore[union-attr]
+                twin._buffers[name].copy_(buffer)  # type: ignore[union-attr]  # as above
     equations.polyak_update(params, target_params, tau)
 
 

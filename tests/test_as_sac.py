@@ -48,23 +48,16 @@ class TestSetAfterConstruction:
         assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers(model)] == [0.0] * len(optimizers(model))
         assert not differs(parameters_of(model.policy.actor), before)
 
-    def test_critic(self, model_class):
+    @pytest.mark.parametrize("name", ["critic", "actor"])
+    def test_network(self, model_class, name):
         model = small(model_class, box_env()).learn(30)
-        critic = model.policy.make_critic()
-        critic.optimizer = th.optim.Adam(critic.parameters(), lr=1e-3)
-        model.critic = model.policy.critic = critic
-        before = parameters_of(critic)
+        network = getattr(model.policy, f"make_{name}")()
+        network.optimizer = th.optim.Adam(network.parameters(), lr=1e-3)
+        for owner in (model, model.policy):
+            setattr(owner, name, network)
+        before = parameters_of(network)
         model.learn(10, reset_num_timesteps=False)
-        assert differs(parameters_of(critic), before)
-
-    def test_actor(self, model_class):
-        model = small(model_class, box_env()).learn(30)
-        actor = model.policy.make_actor()
-        actor.optimizer = th.optim.Adam(actor.parameters(), lr=1e-3)
-        model.actor = model.policy.actor = actor
-        before = parameters_of(actor)
-        model.learn(10, reset_num_timesteps=False)
-        assert differs(parameters_of(actor), before)
+        assert differs(parameters_of(network), before)
 
     def test_a_layer_that_depends_on_the_mode(self, model_class):
         model = small(model_class, box_env()).learn(20)
