@@ -88,14 +88,13 @@ def check_arguments(device: th.device | str, **dicts: Any) -> None:
 
 def initial_ent_coef(ent_coef: Any) -> float:
     """
-    :param ent_coef: a number of any kind, "auto" or "auto_<initial value>"
+    :param ent_coef: a number of any kind, "auto" or "auto_<initial value>"; SAC takes whatever begins with "auto" as learned
     :return: the temperature to start with
     :raises ValueError: if it is none of these
     """
-    text = ent_coef if isinstance(ent_coef, str) else ""
-    learned = text.startswith("auto")
+    learned = isinstance(ent_coef, str) and ent_coef.startswith("auto")
     try:
-        value = 1.0 if text == "auto" else float(text.removeprefix("auto_") or ent_coef)
+        value = 1.0 if learned and "_" not in ent_coef else float(ent_coef.split("_")[1] if learned else ent_coef)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
         raise ValueError(f"ent_coef must be a number, 'auto' or 'auto_<initial value>', got {ent_coef!r}.") from error
     # AssertionError as in SAC

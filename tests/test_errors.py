@@ -66,7 +66,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (dict(ent_coef_learning_rate=float("inf")), ValueError, "ent_coef_learning_rate must be a number"),
     (dict(ent_coef=-0.1), ValueError, "ent_coef must be finite and not negative.*use 0"),
     (dict(ent_coef=float("nan")), ValueError, "ent_coef must be finite and not negative"),
-    (dict(ent_coef="automatic"), ValueError, "ent_coef must be a number, 'auto' or 'auto_<initial value>', got 'automatic'"),
+    (dict(ent_coef="learned"), ValueError, "ent_coef must be a number, 'auto' or 'auto_<initial value>', got 'learned'"),
     (dict(ent_coef="auto_x"), ValueError, "ent_coef must be a number, 'auto' or"),
     (dict(policy_kwargs=dict(net_arc=[8])), TypeError, "unexpected keyword argument 'net_arc'"),
     (dict(policy_kwargs=dict(net_arch=["8"])), ValueError, "net_arch must be a list of layer sizes"),
@@ -180,7 +180,7 @@ def test_bad_option_at_load(tmp_path):
     with pytest.raises(ValueError, match="action_prior must be one of"):
         SACV.load(tmp_path / "model", action_prior="gaussian")
     with pytest.raises(ValueError, match="ent_coef must be a number"):
-        SACV.load(tmp_path / "model", ent_coef="automatic")
+        SACV.load(tmp_path / "model", ent_coef="learned")
     with pytest.raises(ValueError, match="ent_coef must be finite and not negative"):
         SACV.load(tmp_path / "model", custom_objects=dict(ent_coef=-1.0))
 

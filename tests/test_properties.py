@@ -132,8 +132,8 @@ OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "optimize_memory_usage": ([False], [True]),
     "n_steps": ([1, 3, np.int64(2)], [0, -1, 1.5, None]),
     "ent_coef": (
-        ["auto", "auto_0.1", 0.2, 0.0, "0.2", th.tensor(0.2), np.array(0.2)],
-        [th.ones(2), -0.1, np.nan, "auto_-1", "automatic", None],
+        ["auto", "auto_0.1", "automatic", "auto_0.1_", 0.2, 0.0, "0.2", True, th.tensor(0.2), np.array(0.2)],
+        [th.ones(2), -0.1, np.nan, "auto_-1", "auto_", None],
     ),
     "target_update_interval": ([1, 4], [0, 1.5, None]),
     "target_entropy": (["auto", -2.0, 0], [np.nan, "low", None]),
