@@ -228,3 +228,20 @@ def test_plan_with_value_adds_up(example: ModuleType) -> None:
     # The two seeds differ by 2, their starts do not: the mean of two drawn seeds is -1, 0 or 1
     assert example.interval(np.array([[-1.0, -1.0], [1.0, 1.0]])) == (0.0, -1.0, 1.0)
     assert example.interval(np.full((3, 4), 2.5)) == (2.5, 2.5, 2.5)
+
+
+@uses("offline_to_online")
+def test_offline_to_online(example: ModuleType) -> None:
+    model = SACV("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]})
+    recorded = example.fill(model, episodes=2, seed=3)
+    assert model.replay_buffer is not None and model.replay_buffer.size() == 400
+    # Stored as learn() stores: actions in [-1, 1], an episode that was cut off does not end the return
+    stored = model.replay_buffer
+    assert stored.rewards[:400].sum() / 2 == pytest.approx(recorded, rel=1e-5)
+    assert np.abs(stored.actions[:400]).max() == 1.0
+    assert np.flatnonzero(stored.dones[:400]).tolist() == np.flatnonzero(stored.timeouts[:400]).tolist() == [199, 399]
+    following = np.abs(stored.observations[1:400] - stored.next_observations[:399]).max(axis=(1, 2))
+    assert np.flatnonzero(following).tolist() == [199]
+    returns = example.main(["--episodes", "2", "--updates", "3", "--timesteps", "5"])
+    assert list(returns) == ["recorded", "offline", "then online", "without data"]
+    assert all(-2000.0 < value < 0.0 for value in returns.values())
