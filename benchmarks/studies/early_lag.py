@@ -3,8 +3,9 @@ What delays learning on HalfCheetah-v5: the arms of the study beside each other,
 
     python -m benchmarks.studies.early_lag
 
-Reads the finished runs of benchmarks/results/early_lag and, for arms and seeds that are not there, those of ../tuning, which
-were made with the same settings on another processor: their minutes are left out. Writes table.md and curves.png beside them.
+Reads the finished runs of benchmarks/results/early_lag, those that a later version made (0.2.0 there) and, for arms and seeds in
+neither, those of ../tuning, which were made with the same settings on another processor: their minutes are left out. Writes
+table.md and curves.png beside them.
 """
 
 import numpy as np
@@ -41,10 +42,10 @@ PREDICTED = {
 def read() -> pd.DataFrame:
     """:return: a row for each evaluation; ``minutes`` of processor is missing for runs of ../tuning"""
     frames = []
-    for folder in ("early_lag", "tuning"):
+    for folder in ("early_lag", "early_lag/0.2.0", "tuning"):
         for (task, algorithm), frame in FinishedRuns(RESULTS / folder).frames.items():
             if task == TASK and algorithm in PREDICTED:
-                minutes = frame["cpu_seconds"] / 60 if folder == "early_lag" else np.nan
+                minutes = frame["cpu_seconds"] / 60 if folder != "tuning" else np.nan
                 frames.append(frame.assign(minutes=minutes)[["algorithm", "seed", "timesteps", "mean_reward", "minutes"]])
     return pd.concat(frames).drop_duplicates(["algorithm", "seed", "timesteps"])
 
