@@ -332,7 +332,8 @@ class SACV(SAC):
         if (self._executor.requested, self._executor.resolved) != (self.execution, self._resolved_execution):
             # Changed by the user or by load_checkpoint
             self._executor = Executor(self.execution, self.verbose >= 1, self._resolved_execution)
-        self._executor.prepare(self.device, self._n_updates + gradient_steps + remaining_updates(self))
+        n_certain = self._n_updates + gradient_steps
+        self._executor.prepare(self.device, n_certain, n_certain + remaining_updates(self))
         self._resolved_execution = self._executor.resolved
 
     def _update_rates(self) -> tuple[list[th.optim.Optimizer], float]:

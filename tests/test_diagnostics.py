@@ -500,7 +500,7 @@ def test_landscape_of_other_spaces() -> None:
 
 def test_errors(tmp_path: Any) -> None:
     sac = SAC("MlpPolicy", Chain(), **SMALL)
-    with pytest.raises(TypeError, match="no soft value network to read: train with"):
+    with pytest.raises(TypeError, match="no soft value network: train with"):
         sac.learn(10, callback=SoftValueDiagnostics(tmp_path))
     model = SACV("MlpPolicy", VecNormalize(DummyVecEnv([Chain])), **SMALL)
     with pytest.raises(ValueError, match="n_episodes must be at least 1, got 0"):

@@ -127,7 +127,7 @@ def test_entropy_shows_the_uniform_policy() -> None:
 
 
 def test_landscape_needs_few_dimensions() -> None:
-    with pytest.raises(ValueError, match="needs a task whose observations are two or three numbers"):
+    with pytest.raises(ValueError, match="needs observations of two or three numbers"):
         figures.value_landscape(make_recording(landscape=False))
 
 

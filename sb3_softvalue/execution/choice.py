@@ -11,6 +11,9 @@ from sb3_softvalue.execution.matmul import multiplies_bfloat16
 EXECUTIONS = ("auto", "eager", "compiled", "mixed", "cuda_graph")
 # Number of updates from which compilation pays off on a CPU, measured by the speed benchmark: see docs/guide/speed.md
 BREAK_EVEN_UPDATES = 5_000
+# "auto" compiles only after this many updates, so that a run that stops early does not pay for compilation: the delay costs
+# at most a tenth of the compilation time
+EAGER_UPDATES = 500
 
 
 class Choice(NamedTuple):
@@ -65,19 +68,21 @@ def remaining_updates(model: OffPolicyAlgorithm) -> float:
     return timesteps * model.gradient_steps / (model.train_freq.frequency * model.n_envs)
 
 
-def amortizes(n_updates: float) -> bool:
+def amortizes(n_certain: int, n_updates: float) -> bool:
     """
-    :param n_updates: gradient steps that a model has done and will do
-    :return: whether compilation pays off
+    :param n_certain: gradient steps that the model has done and will do in this ``train()``
+    :param n_updates: gradient steps that the model has done and will do in this ``learn()``, unless it stops early
+    :return: whether to compile now
     """
-    return n_updates >= BREAK_EVEN_UPDATES
+    return n_updates >= BREAK_EVEN_UPDATES and n_certain > EAGER_UPDATES
 
 
-def choose(requested: str, device: th.device, n_updates: float, before: str | None) -> Choice:
+def choose(requested: str, device: th.device, n_certain: int, n_updates: float, before: str | None) -> Choice:
     """
     :param requested: one of ``EXECUTIONS``
     :param device: device of the networks
-    :param n_updates: gradient steps that the model has done and will do in this ``learn()``
+    :param n_certain: see ``amortizes``
+    :param n_updates: see ``amortizes``
     :param before: what "auto" resolved to before; None before the first choice
     :return: the execution and the reason
     :raises ValueError: if it was requested explicitly and this machine cannot run it
@@ -94,6 +99,8 @@ def choose(requested: str, device: th.device, n_updates: float, before: str | No
         return Choice(fast, "it was requested")
     if problem is not None:
         return Choice("eager", problem)
-    if fast == "compiled" and before != "compiled" and not amortizes(n_updates):
+    if fast == "compiled" and before != "compiled" and not amortizes(n_certain, n_updates):
+        if n_updates >= BREAK_EVEN_UPDATES:
+            return Choice("eager", f"compilation follows after {EAGER_UPDATES} updates, if training has not stopped")
         return Choice("eager", f"compilation pays off from {BREAK_EVEN_UPDATES} updates, this run has {n_updates:.0f}")
     return Choice(fast, f"it pays off with {n_updates:.0f} updates")

@@ -52,25 +52,26 @@ class Executor:
         vars(self).update(state)
         self._reset()
 
-    def prepare(self, device: th.device, n_updates: float) -> None:
+    def prepare(self, device: th.device, n_certain: int, n_updates: float) -> None:
         """
         Choose the execution of the next gradient steps.
 
         :param device: device of the networks
-        :param n_updates: gradient steps that the model has done and will do in this ``learn()``
+        :param n_certain: gradient steps that the model has done and will do in this ``train()``
+        :param n_updates: gradient steps that the model has done and will do in this ``learn()``, unless it stops early
         :raises ValueError: if the execution was requested explicitly and this machine cannot run it
         :raises RuntimeError: inside ``torch.autocast``
         """
         check_autocast(device)
-        if self._settled or (self._gradients is not None and not amortizes(n_updates)):
+        if self._settled or (self._gradients is not None and not amortizes(n_certain, n_updates)):
             return
-        choice = choose(self.requested, device, n_updates, self.resolved)
+        choice = choose(self.requested, device, n_certain, n_updates, self.resolved)
         if self._gradients is None or choice.execution != self.resolved:
             if self.requested == "auto" and self.verbose:
                 print(f"Updates run with execution={choice.execution!r}: {choice.reason}")
             self._use(choice.execution, device)
         # Only an eager "auto" may still change, when more updates follow
-        self._settled = choice.execution != "eager" or self.requested == "eager" or amortizes(n_updates)
+        self._settled = choice.execution != "eager" or self.requested == "eager" or amortizes(n_certain, n_updates)
 
     def _use(self, execution: str, device: th.device) -> None:
         """

@@ -211,7 +211,8 @@ def _rebuild(
     :raises ValueError: if the spaces of the environment are not those of ``source``
     """
     special = ("self", "policy", "env", "device", "stats_window_size", "_init_setup_model")
-    arguments = {name: getattr(source, name) for name in inspect.signature(SAC.__init__).parameters if name not in special}
+    names = [name for name in inspect.signature(SAC.__init__).parameters if name not in special]
+    arguments: dict[str, Any] = {name: getattr(source, name) for name in names}
     arguments |= {name: copy.deepcopy(arguments[name]) for name in ("action_noise", "replay_buffer_kwargs", "policy_kwargs")}
     arguments["stats_window_size"] = source._stats_window_size
     if source.replay_buffer_class is NStepReplayBuffer:
@@ -219,8 +220,8 @@ def _rebuild(
         arguments["replay_buffer_class"] = None
     if isinstance(arguments["action_noise"], VectorizedActionNoise):
         arguments["action_noise"] = arguments["action_noise"].base_noise
-    keywords: dict[str, Any] = arguments | changes
-    model = model_class(policy, env, device=device, _init_setup_model=False, **keywords)
+    arguments |= {"env": env, "device": device, "_init_setup_model": False, **changes}
+    model = model_class(policy, **arguments)
     if model.env is None:
         model.observation_space, model.action_space = source.observation_space, source.action_space
         model.n_envs = source.n_envs
