@@ -226,7 +226,7 @@ class Plain(sac_policies.SACPolicy):
     """Nothing of its own."""
 
 
-class Derived(with_value_network(Plain)):  # type: ignore[misc]  # made when it runs
+class Derived(with_value_network(Plain)):  # type: ignore[misc]  # the base class is created at run time
     """Of a class that was made."""
 
 

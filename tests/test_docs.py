@@ -160,7 +160,7 @@ def check_command(words: list[str]) -> None:
             front_end == "--help"
             or front_end
             in pytest.importorskip(
-                "sb3_softvalue.zoo.launcher", reason="sb3_softvalue.zoo.launcher is not installed"
+                "sb3_softvalue.zoo.launcher", reason="RL Zoo is not installed"
             ).FRONT_ENDS
         ), words
     else:

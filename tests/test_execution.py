@@ -260,7 +260,7 @@ class TestChoice:
         model.learn(5, reset_num_timesteps=False)
         assert model._resolved_execution == "compiled" and made == [False]
 
-    @pytest.mark.skipif(th.cuda.is_available(), reason="is about machines without CUDA")
+    @pytest.mark.skipif(th.cuda.is_available(), reason="needs a machine without CUDA")
     def test_cuda_graph_without_cuda(self):
         model = small(SACV, box_env(), execution="cuda_graph")
         with pytest.raises(ValueError, match="a CUDA graph needs a CUDA device, but the model is on cpu"):

@@ -197,7 +197,7 @@ def test_without_pillow(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
 
 
 def test_film(tmp_path: Any) -> None:
-    image_module = pytest.importorskip("PIL.Image", reason="PIL.Image is not installed")
+    image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     model = SACV("MlpPolicy", "Pendulum-v1", seed=0, buffer_size=1)
     with pytest.raises(ValueError, match='render_mode="rgb_array"'):
         figures.save_gif(model, gym.make("Pendulum-v1"), tmp_path / "film.gif")
@@ -208,7 +208,7 @@ def test_film(tmp_path: Any) -> None:
 
 
 def test_film_shows_v_and_what_is_collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    pytest.importorskip("PIL.Image", reason="PIL.Image is not installed")
+    pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     frame, drawn = film._frame, []
     monkeypatch.setattr(film, "_frame", lambda picture, curves, step: drawn.append(curves) or frame(picture, curves, step))
     # So small a temperature that the soft return is the return
