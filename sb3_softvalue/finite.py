@@ -72,7 +72,7 @@ class FiniteCheck:
 
         :param model: model before a step of its environments
         """
-        self._statistics = [vars(moments).copy() for moments in _moments(model)]
+        self._statistics = [vars(moments).copy() for moments in _running_statistics(model)]
 
     def check_first_observation(self, model: Model) -> None:
         """
@@ -211,7 +211,7 @@ class FiniteCheck:
         """Undo a step that cannot be stored, and raise; the next ``learn()`` starts with a new episode."""
         env = model._vec_normalize_env
         if env is not None:
-            for moments, before in zip(_moments(model), self._statistics, strict=False):
+            for moments, before in zip(_running_statistics(model), self._statistics, strict=False):
                 vars(moments).update(before)
             # Running returns of episodes that will not continue
             env.returns = np.zeros_like(env.returns)
@@ -287,7 +287,7 @@ def _largest(observations: PyTorchObs) -> float:
     return max(float(tensor.abs().max()) for tensor in tensors)
 
 
-def _moments(model: Model) -> Iterator[RunningMeanStd]:
+def _running_statistics(model: Model) -> Iterator[RunningMeanStd]:
     """:return: the running statistics of VecNormalize"""
     env = model._vec_normalize_env
     if env is not None and env.training:

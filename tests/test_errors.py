@@ -88,7 +88,11 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
         "n_steps is 2 for the model but 4 in replay_buffer_kwargs: pass it once",
     ),
     (dict(policy_kwargs=dict(n_critics=0)), ValueError, "n_critics must be a whole number of at least 1, got 0"),
-    (dict(policy_kwargs=dict(optimizer_class=th.optim.LBFGS)), ValueError, "optimizer_class must not need a closure, but LBFGS"),
+    (
+        dict(policy_kwargs=dict(optimizer_class=th.optim.LBFGS)),
+        ValueError,
+        "optimizer_class must not need a closure, but LBFGS",
+    ),
     (dict(replay_buffer_class=RolloutBuffer), ValueError, "must be a subclass of SB3's ReplayBuffer, got .*RolloutBuffer"),
     (dict(replay_buffer_class="HER"), ValueError, "must be a subclass of SB3's ReplayBuffer, got 'HER'"),
     (dict(replay_buffer_class=HerReplayBuffer), ValueError, "HerReplayBuffer needs Dict observations"),

@@ -159,7 +159,9 @@ def test_a_batch_that_is_not_finite(execution):
     train(model, 3)
     model.replay_buffer.rewards[:] = np.nan
     before = [tensor.clone() for tensor in model.policy.state_dict().values()]
-    message = r"critic_loss.* of update 4 is not finite: rewards of 8 of 8 transitions were not finite .*The update was skipped"
+    message = (
+        r"critic_loss.* of update 4 is not finite: rewards of 8 of 8 transitions were not finite .*The update was skipped"
+    )
     with pytest.raises(NonFiniteError, match=message) as error:
         train(model, 2)
     assert error.value.quantity == "loss"
@@ -394,7 +396,9 @@ def test_one_pair_of_brackets():
         NonFiniteError, match=r"as returned by the environment, in float32 \(update 0, temperature α 1\)\. It was not"
     ):
         pendulum(Faulty("reward", np.inf, 3)).learn(10)
-    with pytest.raises(NonFiniteError, match=r"at the start of the episode, in float32 \(update 0, temperature α 1\)\. No episode"):
+    with pytest.raises(
+        NonFiniteError, match=r"at the start of the episode, in float32 \(update 0, temperature α 1\)\. No episode"
+    ):
         pendulum(Faulty(reset=True)).learn(10)
     assert str(NonFiniteError("loss", "It is nan")).startswith("It is nan.")
 
@@ -415,7 +419,9 @@ class TestHints:
     def test_large_rewards(self):
         env = gym.wrappers.TransformReward(gym.make("Pendulum-v1"), lambda reward: 1000.0 * reward)
         model = pendulum(env)
-        with pytest.warns(UserWarning, match=r"Rewards average .* values reach about .*VecNormalize.*or reward_scale=") as given:
+        with pytest.warns(
+            UserWarning, match=r"Rewards average .* values reach about .*VecNormalize.*or reward_scale="
+        ) as given:
             model.learn(LEARNING_STARTS + 20)
         assert len(given) == 1
 
@@ -427,7 +433,9 @@ class TestHints:
     def test_temperature(self):
         """The entropy that is asked for is more than the uniform policy has."""
         model = small(SACV, box_env(), target_entropy=50.0, ent_coef="auto_0.01", ent_coef_learning_rate=0.2)
-        with pytest.warns(UserWarning, match=r"α has grown from 0.01 to .* target_entropy is 50.*Lower target_entropy") as given:
+        with pytest.warns(
+            UserWarning, match=r"α has grown from 0.01 to .* target_entropy is 50.*Lower target_entropy"
+        ) as given:
             model.learn(60)
         assert len(given) == 1
 

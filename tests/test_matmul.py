@@ -12,7 +12,9 @@ from sb3_softvalue.execution.graph_pass import Bf16MatmulPass, MatmulRewritePass
 from tests.helpers import assert_same, box_env, filled, parameters_of, save_and_load, train
 
 native = pytest.mark.skipif(not matmul.multiplies_bfloat16(), reason="this processor has no instruction for bfloat16")
-NOTHING_TO_ROUND = "execution='mixed' has no effect here and equals 'compiled': no product between hidden layers has at least 64"
+NOTHING_TO_ROUND = (
+    "execution='mixed' has no effect here and equals 'compiled': no product between hidden layers has at least 64"
+)
 
 
 def test_products_are_rewritten():

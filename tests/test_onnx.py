@@ -125,7 +125,9 @@ def test_refused(tmp_path):
     path = tmp_path / "model.onnx"
     named = RandomEnv(spaces.Dict(action=spaces.Box(-1.0, 1.0, (2,)), value=spaces.Discrete(3)))
     model = filled(named, policy="MultiInputPolicy")
-    with pytest.raises(ValueError, match=r"The observations \['action', 'value'\] have the names of the graph's outputs: rename"):
+    with pytest.raises(
+        ValueError, match=r"The observations \['action', 'value'\] have the names of the graph's outputs: rename"
+    ):
         export_onnx(model, path)
     with pytest.raises(ValueError, match=r"The observations \['action'\] have the names"):
         export_onnx(model, path, include_value=False)

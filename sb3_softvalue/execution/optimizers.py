@@ -50,9 +50,9 @@ class AdamState:
     def is_current(self, optimizer: th.optim.Optimizer, params: list[th.Tensor]) -> bool:
         """:return: whether this is still the state of these parameters"""
         return (
-            _are_same(params, self.params)
-            and _are_same(optimizer.state.values(), self._present)
-            and _are_same([state["step"] for state in self.states], self._steps)
+            _are_identical(params, self.params)
+            and _are_identical(optimizer.state.values(), self._present)
+            and _are_identical([state["step"] for state in self.states], self._steps)
         )
 
 
@@ -185,7 +185,7 @@ def _set_gradients(params: list[th.Tensor], gradients: Iterator[th.Tensor | None
     return is_complete
 
 
-def _are_same(some: Collection[Any], others: Collection[Any]) -> bool:
+def _are_identical(some: Collection[Any], others: Collection[Any]) -> bool:
     """:return: whether both contain the same objects in the same order"""
     return len(some) == len(others) and all(map(operator.is_, some, others))
 

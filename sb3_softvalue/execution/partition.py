@@ -70,7 +70,7 @@ class PartitionedGraph:
     """
 
     def __init__(self, graph: GraphModule, owners: Sequence[str | None], compiler: Callable[..., Any]):
-        _begin_from_one(graph)
+        _make_initial_gradient_constant(graph)
         needed = _needed_by(graph, owners)
         numbers: dict[frozenset[str], int] = {}
         for node in graph.graph.nodes:
@@ -124,7 +124,7 @@ class PartitionedGraph:
         return self._compiled[name](*inputs)
 
 
-def _begin_from_one(graph: GraphModule) -> None:
+def _make_initial_gradient_constant(graph: GraphModule) -> None:
     """Replace the initial gradient ``ones_like(objective)`` by a constant, so that the backward pass does not wait for it."""
     for node in graph.graph.find_nodes(op="call_function", target=th.ops.aten.ones_like.default):
         like = node.meta["val"]

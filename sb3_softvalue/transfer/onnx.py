@@ -39,7 +39,9 @@ def export_onnx(
     :raises ValueError: if the model cannot be exported with these arguments, or the normalization does not fit it
     """
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
-        raise ImportError("Exporting to ONNX needs onnx and onnxscript: pip install 'sb3_softvalue[onnx]'.")
+        raise ImportError(
+            "Exporting to ONNX needs onnx and onnxscript: pip install 'sb3_softvalue[onnx]' (or pip install onnx onnxscript)."
+        )
     if include_value is None:
         include_value = model.actor.observation_space == model.observation_space
     if include_value and not hasattr(model.policy, "value"):
@@ -60,8 +62,8 @@ def export_onnx(
     parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
     transposed = _transposed(model, keys)
     examples = tuple(_example(part, key in transposed).to(model.device) for key, part in zip(keys, parts, strict=True))
-    with _as_it_was(model):
-        graph = _Deployed(model, keys, transposed, include_value, normalize).to(model.device).eval()
+    with _preserve_state(model):
+        graph = _ExportedModel(model, keys, transposed, include_value, normalize).to(model.device).eval()
         graph.check_normalization(examples)
         batch = th.export.Dim("batch")
         with warnings.catch_warnings():
@@ -81,7 +83,7 @@ def export_onnx(
         program.save(str(path), external_data=False)
 
 
-class _Deployed(nn.Module):
+class _ExportedModel(nn.Module):
     """
     The module that is exported.
 
@@ -183,7 +185,7 @@ def _transposed(model: Any, keys: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _as_it_was(model: Any) -> Iterator[None]:
+def _preserve_state(model: Any) -> Iterator[None]:
     """Restore the modules' training modes and the random generators on exit."""
     modes = {module: module.training for module in model.policy.modules()}
     try:

@@ -113,7 +113,7 @@ def _sentence(error: Exception) -> str | None:
     message = str(error).strip().split("\n")[0]
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, ModuleNotFoundError):
-        return f'{message}: install it (pip install "sb3_softvalue[zoo]" installs what RL Zoo needs).'
+        return f'{message}: install it (pip install "sb3_softvalue[zoo]", or ".[zoo]" in a clone, installs what RL Zoo needs).'
     if isinstance(error, (NameError, SyntaxError)) and any(frame.f_globals.get("StoreDict") for frame in frames[-2:]):
         return f"{message}: values are Python expressions, quote a string twice as in -params learning_rate:\"'lin_3e-4'\"."
     if isinstance(error, (IndexError, ValueError)) and any(
