@@ -171,7 +171,7 @@ def test_errors_of_the_command(tmp_path: Any, capsys: pytest.CaptureFixture[str]
     Recording(info={}).save(tmp_path / "diagnostics.npz")
     with pytest.raises(SystemExit):
         figures.main([str(tmp_path)])
-    assert "holds no finished episode: train for longer" in capsys.readouterr().err
+    assert "contains no finished episode: train longer" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no finished episode to draw"):
         figures.learning_curve([])
 

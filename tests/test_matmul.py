@@ -230,7 +230,7 @@ def test_mixed_update_is_near_the_float32_one(net_arch, tmp_path):
 @pytest.mark.parametrize(
     "instruction, options, reason",
     [
-        (False, {}, "this CPU has no instruction for bfloat16 products"),
+        (False, {}, "this CPU has no bfloat16 instructions"),
         (True, dict(use_sde=True), "gSDE draws its noise inside the network"),
     ],
 )
