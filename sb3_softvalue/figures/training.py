@@ -17,7 +17,7 @@ _MAX_ACTION_DIMS = 4
 
 def learning_curve(recordings: Recordings) -> "Figure":
     """
-    :param recordings: of one run, or of several seeds
+    :param recordings: recordings of one run or of several seeds
     :return: the return of each episode over the time steps
     """
     recordings = as_list(recordings)
@@ -28,7 +28,7 @@ def learning_curve(recordings: Recordings) -> "Figure":
 
 def entropy(recordings: Recordings) -> "Figure":
     """
-    :param recordings: of one run, or of several seeds
+    :param recordings: recordings of one run or of several seeds
     :return: the policy's entropy over the time steps, with that of the uniform policy as a reference
     """
     recordings = as_list(recordings)
@@ -43,7 +43,7 @@ def entropy(recordings: Recordings) -> "Figure":
 
 def temperature(recordings: Recordings) -> "Figure":
     """
-    :param recordings: of one run, or of several seeds
+    :param recordings: recordings of one run or of several seeds
     :return: α over the time steps, on a logarithmic scale
     """
     recordings = as_list(recordings)
