@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         writer.writerow(rows[0])
         writer.writerows([f"{value:.2f}" if isinstance(value, float) else value for value in row.values()] for row in rows)
     picture = options.folder / "plan_with_value.png"
-    title = f"The same policies with and without planning ({options.seeds} seeds, 95 % intervals)"
+    title = f"The same policies with and without planning (seeds: {options.seeds}, 95 % intervals)"
     draw(rows, title, f"return over {options.steps} steps", picture)
     print(f"Look at {picture}")
     return rows

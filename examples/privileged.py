@@ -8,7 +8,7 @@ The observation has two keys. "camera" is where the camera saw the pendulum's ti
 5 % of the rod's length: 3 degrees, but 0.7 rad/s in a speed computed from them. "state" is what the simulator knows: the exact
 angle and angular velocity. Compared are
 
-    all-seeing   actor, Q and V see both: not to be had outside the simulator
+    all-seeing   actor, Q and V see both: possible in the simulator only
     privileged   the actor sees "camera", Q and V see both: policy_kwargs=dict(actor_keys=["camera"])
     blind        actor, Q and V see "camera"
     blind SAC    the same with SB3's SAC

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run the front-end that the command line names. ``report`` needs no RL Zoo; its launcher knows all others."""
+    """Run the front-end named on the command line. ``report`` works without RL Zoo, all others need it."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["report"]:
         from sb3_softvalue import figures
@@ -13,7 +13,7 @@ def main() -> None:
     try:
         from sb3_softvalue.zoo import launcher
     except ImportError as error:
-        only_report = f"{error} Without it, `sb3-softvalue report RUN_DIR` is the only front-end (see `report --help`)."
+        only_report = f"{error} Without it, only `sb3-softvalue report RUN_DIR` is available (see `report --help`)."
         if arguments in ([], ["-h"], ["--help"]):
             print(f"usage: sb3-softvalue report RUN_DIR [RUN_DIR ...]\n\n{only_report}")
             return

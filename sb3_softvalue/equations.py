@@ -1,11 +1,10 @@
-"""The equations of Soft Actor-Critic with a value network, each as one function from tensors to a tensor.
+"""The equations of Soft Actor-Critic with a value network: one function per equation, from tensors to a tensor.
 
-"Eq." numbers are those of Haarnoja et al. 2018, https://arxiv.org/abs/1801.01290 (v2). The learned temperature is
-from Haarnoja et al. 2018b, https://arxiv.org/abs/1812.05905. Every per-sample quantity has shape (batch, 1): a
-(batch,) tensor would broadcast silently against it to (batch, batch).
+"Eq." numbers refer to Haarnoja et al. 2018, https://arxiv.org/abs/1801.01290 (v2). The learned temperature is from
+Haarnoja et al. 2018b, https://arxiv.org/abs/1812.05905. Every per-sample quantity has shape (batch, 1), since a (batch,)
+tensor would silently broadcast against it to (batch, batch).
 
-The functions know neither networks nor gradients: where an equation holds a term constant, the caller stops the
-gradient (see ``objective.py``).
+The functions contain no networks and stop no gradients: the caller does (see ``objective.py``).
 """
 
 import math
@@ -15,7 +14,7 @@ import torch as th
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-# Keeps log(1 - a^2) finite at a = +-1: the constant of the authors' code and of SB3's SquashedDiagGaussianDistribution.
+# Keeps log(1 - a^2) finite at a = +-1, as in the authors' code and in SB3's SquashedDiagGaussianDistribution
 SQUASH_EPSILON = 1e-6
 LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 ACTION_PRIORS = ("uniform", "normalized_uniform", "normal")
@@ -38,7 +37,7 @@ def squashed_gaussian(mean: th.Tensor, log_std: th.Tensor, noise: th.Tensor) -> 
 
     :param mean: mean of the Gaussian before squashing, shape (batch, action_dim)
     :param log_std: log of its standard deviation, shape (batch, action_dim)
-    :param noise: standard normal draw ε, shape (batch, action_dim)
+    :param noise: standard normal noise ε, shape (batch, action_dim)
     :return: actions in [-1, 1], shape (batch, action_dim), and their log-density in nats, shape (batch, 1)
     """
     actions = th.tanh(mean + log_std.exp() * noise)
@@ -48,8 +47,8 @@ def squashed_gaussian(mean: th.Tensor, log_std: th.Tensor, noise: th.Tensor) -> 
 
 def normal_log_prior(actions: th.Tensor) -> th.Tensor:
     """
-    Log-density of the standard normal action prior, Σ_d log N(a_d; 0, 1): the ``action_prior="normal"`` of the
-    authors' code, which turns the entropy of the objective into a Kullback-Leibler divergence to the prior.
+    Log-density of the standard normal action prior, Σ_d log N(a_d; 0, 1), as in the authors' code. With a prior, a
+    Kullback-Leibler divergence replaces the entropy in the objective.
 
     :param actions: squashed actions in [-1, 1], shape (batch, action_dim)
     :return: shape (batch, 1), in nats
@@ -59,12 +58,12 @@ def normal_log_prior(actions: th.Tensor) -> th.Tensor:
 
 def action_log_prior(action_prior: str, actions: th.Tensor) -> th.Tensor | float:
     """
-    log p(a) of Eq. 6 and Eq. 12. "uniform" leaves the constant out: the bonus is the entropy α·H(π). "normalized_uniform" has
-    the density 2^-d of the cube [-1, 1]^d: the bonus is -α·KL(π || p), which is zero for a uniform policy.
+    log p(a) of Eq. 6 and Eq. 12. "uniform" drops the constant: the bonus is the entropy α·H(π). "normalized_uniform" is the
+    density 2^-d of the cube [-1, 1]^d: the bonus is -α·KL(π || p), which is zero for a uniform policy.
 
     :param action_prior: "uniform", "normalized_uniform" or "normal"
     :param actions: squashed actions in [-1, 1], shape (batch, action_dim)
-    :return: in nats, a number where it is the same for all actions, else of shape (batch, 1)
+    :return: in nats; a number if it is the same for all actions, else shape (batch, 1)
     """
     if action_prior == "normal":
         return normal_log_prior(actions)
@@ -75,7 +74,7 @@ def min_over_critics(q_values: Sequence[th.Tensor]) -> th.Tensor:
     """
     Minimum over all critics, min_i Q_i(s, a), used in Eq. 6 and Eq. 13 against over-estimation.
 
-    :param q_values: one tensor of shape (batch, 1) for each critic
+    :param q_values: one tensor of shape (batch, 1) per critic
     :return: shape (batch, 1)
     """
     return th.cat(tuple(q_values), dim=1).min(dim=1, keepdim=True).values
@@ -83,11 +82,11 @@ def min_over_critics(q_values: Sequence[th.Tensor]) -> th.Tensor:
 
 def soft_q_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor) -> th.Tensor:
     """
-    Target of the Q-functions, Eq. 8: r + (1 - done)·γ·V̄(s'). The entropy is inside V̄ and is not added again.
+    Target of the Q-functions, Eq. 8: r + (1 - done)·γ·V̄(s'). V̄ already contains the entropy.
 
     :param rewards: scaled rewards, shape (batch, 1)
     :param dones: 1 where the episode terminated (not where it was truncated), shape (batch, 1)
-    :param discounts: γ, or γ^n of n-step returns with shape (batch, 1)
+    :param discounts: γ, or γ^n for n-step returns, shape (batch, 1)
     :param next_values: target values V̄(s'), shape (batch, 1)
     :return: shape (batch, 1)
     """
@@ -98,7 +97,7 @@ def soft_q_loss(q_values: Sequence[th.Tensor], target_q_values: th.Tensor) -> th
     """
     Soft Bellman residual of all critics, Eq. 7: J_Q = Σ_i ½ mean (Q_i(s, a) - target)².
 
-    :param q_values: one tensor of shape (batch, 1) for each critic, at the buffer's actions
+    :param q_values: one tensor of shape (batch, 1) per critic, at the buffer's actions
     :param target_q_values: Eq. 8, shape (batch, 1)
     :return: scalar
     """
@@ -112,7 +111,7 @@ def soft_value_target(
     """
     One-sample estimate of the soft state value, Eq. 3 and Eq. 6: min_i Q_i(s, a) - α·(log π(a|s) - log p(a)).
 
-    :param min_q_values: at a fresh action of the current policy, shape (batch, 1)
+    :param min_q_values: at a new action of the current policy, shape (batch, 1)
     :param log_prob: log π(a|s) of that action, shape (batch, 1)
     :param ent_coef: temperature α (1/reward scale in the paper), scalar or shape (1,)
     :param log_prior: log p(a), a number or of shape (batch, 1), see ``action_log_prior``
@@ -136,7 +135,7 @@ def policy_loss(
     min_q_values: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor, log_prior: th.Tensor | float = 0.0
 ) -> th.Tensor:
     """
-    Policy objective, Eq. 12: J_π = mean [α·(log π(a|s) - log p(a)) - min_i Q_i(s, a)], a reparameterised.
+    Policy objective, Eq. 12: J_π = mean [α·(log π(a|s) - log p(a)) - min_i Q_i(s, a)], with reparameterised actions a.
 
     :param min_q_values: shape (batch, 1)
     :param log_prob: log π(a|s), shape (batch, 1)
@@ -169,5 +168,5 @@ def polyak_update(params: Sequence[th.Tensor], target_params: Sequence[th.Tensor
     :param target_params: ψ̄, same shapes as ``params``
     :param tau: 1 copies ``params``
     """
-    # One call for all of them
+    # One call for all parameters
     get_ema_multi_avg_fn(1.0 - tau)(list(target_params), list(params), None)

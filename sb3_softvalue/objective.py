@@ -1,8 +1,8 @@
-"""The whole update of SAC with a value network as one scalar, and its gradients.
+"""The joint objective of SAC with a value network, one scalar, and its gradients.
 
 The gradients of J_Q, J_V, J_π and J_α are all taken at the weights before the step, as in the authors' code. With the
-stop-gradients of the paper each network receives exactly its own loss's gradient from the sum of the four, so that one
-forward and one backward pass make the update. Nothing here knows replay buffers, optimizers or how the update is executed.
+paper's stop-gradients, each network receives exactly the gradient of its own loss from the sum of the four. The update
+therefore needs one forward and one backward pass. Nothing here depends on replay buffers, optimizers or the backend.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ from torch.func import functional_call
 from sb3_softvalue import equations
 from sb3_softvalue.policies import ValueNetwork
 
-# SB3's own, to notice where it is replaced: by a subclass, on the class, or on an actor
+# SB3's implementation, to detect where a user has replaced it: in a subclass, on the class, or on an actor
 _ACTION_LOG_PROB = Actor.action_log_prob
 
 
 class Batch(NamedTuple):
-    """Transitions of one gradient step; every tensor but the observations and actions has shape (batch, 1)."""
+    """Transitions of one gradient step. All tensors except observations and actions have shape (batch, 1)."""
 
     observations: PyTorchObs
     """Shape (batch, *obs_shape), or a dict of such"""
@@ -37,68 +37,68 @@ class Batch(NamedTuple):
     rewards: th.Tensor
     """After ``reward_scale``"""
     discounts: th.Tensor
-    """γ, or the buffer's own discounts for n-step returns"""
+    """γ, or the replay buffer's discounts of n-step returns"""
 
 
 class Temperature(NamedTuple):
     """The temperature α of one gradient step."""
 
     ent_coef: th.Tensor
-    """α, held constant; scalar or shape (1,)"""
+    """α without gradient, shape () or (1,)"""
     log_ent_coef: th.Tensor | None = None
-    """log α as the learned parameter, shape (1,); None when α is fixed"""
+    """log α, the learned parameter, shape (1,); None if α is fixed"""
     target_entropy: th.Tensor | None = None
-    """In nats, shape (); only used when α is learned"""
+    """In nats, shape (); only used if α is learned"""
 
 
 class UpdateInputs(NamedTuple):
-    """All that the gradients of an update depend on, beside the networks."""
+    """Everything that the gradients of an update depend on, except the networks."""
 
     batch: Batch
     noise: th.Tensor | None
-    """Standard normal draw, shape (batch, action_dim); None where the actor draws its own (``draws_own_noise``)"""
+    """Standard normal noise, shape (batch, action_dim); None if the actor draws its own (``draws_own_noise``)"""
     temperature: Temperature
 
 
 class Metrics(NamedTuple):
-    """What one gradient step reports: detached scalars, left on the device until ``train()`` reads them once."""
+    """What one gradient step reports: detached scalars that stay on the device until ``train()`` reads them once."""
 
     actor_loss: th.Tensor
     """J_π, Eq. 12"""
     critic_loss: th.Tensor
-    """J_Q, Eq. 7, sum over critics"""
+    """J_Q, Eq. 7, summed over critics"""
     value_loss: th.Tensor
     """J_V, Eq. 5"""
     ent_coef: th.Tensor
     """α before the step"""
     ent_coef_loss: th.Tensor
-    """J_α of the log temperature; zero when the temperature is fixed"""
+    """J_α of the log temperature; zero if the temperature is fixed"""
     entropy: th.Tensor
     """-mean log π(a|s), nats"""
     value_mean: th.Tensor
     """Mean of V(s), in the unit of the scaled reward"""
     qf_mean: th.Tensor
-    """Mean of Q(s, a), in the same unit, over critics and batch at the buffer's actions"""
+    """Mean of Q(s, a) at the buffer's actions over critics and batch, in the same unit"""
     found_inf: th.Tensor | float = 0.0
-    """1 where a loss or a gradient is not finite, so that the step must not be made; PyTorch's name for it"""
+    """1 if a loss or gradient is not finite and the step must be skipped; PyTorch's name for this flag"""
 
 
-# Gradients, None for a parameter that the objective does not depend on, and the metrics as one tensor in their order
+# Gradients (None for parameters that the objective does not depend on), and all metrics in order as one tensor
 Gradients = tuple[Sequence[th.Tensor | None], th.Tensor]
 GradientFunction = Callable[["JointObjective", Sequence[th.Tensor], UpdateInputs, bool], Gradients]
 
 
 def draw_noise(actor: Actor, batch_size: int, device: th.device) -> th.Tensor | None:
     """
-    The noise of one gradient step, the same numbers that SB3's ``action_log_prob`` would draw from the same seed.
+    Draw the noise of one gradient step: the same numbers that SB3's ``action_log_prob`` would draw from the same seed.
 
     :param actor: the policy network
     :param batch_size: number of actions
-    :param device: of the network
-    :return: shape (batch_size, action_dim), or None where the actor draws its own (``draws_own_noise``)
+    :param device: device of the network
+    :return: shape (batch_size, action_dim), or None if the actor draws its own (``draws_own_noise``)
     """
     if actor.use_sde:
-        # We need to sample because `log_std` may have changed between two gradient steps
+        # log_std may have changed between two gradient steps
         actor.reset_noise()
     if draws_own_noise(actor):
         return None
@@ -107,11 +107,9 @@ def draw_noise(actor: Actor, batch_size: int, device: th.device) -> th.Tensor | 
 
 def draws_own_noise(actor: Actor) -> bool:
     """
-    Whether the actor's distribution is not the plain squashed Gaussian (gSDE, another distribution, or sampling of its own),
-    so that its ``action_log_prob`` must be called instead of ours.
-
     :param actor: the policy network
-    :return: True if so
+    :return: whether its own ``action_log_prob`` must be called because it is not SB3's squashed Gaussian: with gSDE, another
+        distribution or an overridden method
     """
     is_sb3s = getattr(actor.action_log_prob, "__func__", None) is _ACTION_LOG_PROB
     return actor.use_sde or not is_sb3s or type(actor.action_dist) is not SquashedDiagGaussianDistribution
@@ -119,11 +117,11 @@ def draws_own_noise(actor: Actor) -> bool:
 
 def sample_actions(actor: Actor, observations: PyTorchObs, noise: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
     """
-    One reparameterised action for each observation, with its log-density.
+    One reparameterised action per observation, with its log-density.
 
     :param actor: the policy network
     :param observations: shape (batch, *obs_shape), or a dict of such
-    :param noise: standard normal draw, shape (batch, action_dim); None where the actor draws for itself (``draws_own_noise``)
+    :param noise: standard normal noise, shape (batch, action_dim); None if the actor draws its own (``draws_own_noise``)
     :return: actions in [-1, 1], shape (batch, action_dim), and their log-density in nats, shape (batch, 1)
     """
     if noise is None:
@@ -150,9 +148,7 @@ class JointObjective(nn.Module):
     """
     J_Q + J_V + J_π + J_α as one differentiable scalar: the gradient of each parameter is that of its own loss.
 
-    A module, so that ``torch.func.functional_call`` can evaluate it at other parameters.
-
-    :param actor: the policy network; a shared features extractor is trained by J_π only (SB3's rule)
+    :param actor: the policy network; only J_π trains a shared features extractor, as in SB3
     :param critic: the Q-networks
     :param value: V
     :param value_target: V̄
@@ -176,15 +172,14 @@ class JointObjective(nn.Module):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What it was made of: networks and prior"""
+        """The networks and the prior that it was created from"""
         return self.actor, self.critic, self.value, self.value_target, self.action_prior
 
     def forward(self, inputs: UpdateInputs, update_actor: bool = True) -> tuple[th.Tensor, Metrics]:
         """
         :param inputs: transitions, noise and temperature
-        :param update_actor: False leaves J_π and J_α out of the sum (``policy_delay``); V still learns from the policy's
-            actions
-        :return: the objective, a scalar, and what to report
+        :param update_actor: False leaves J_π and J_α out of the sum (``policy_delay``)
+        :return: the objective, a scalar, and the metrics
         """
         batch, noise, (ent_coef, log_ent_coef, target_entropy) = inputs
         with th.set_grad_enabled(update_actor and th.is_grad_enabled()):
@@ -227,13 +222,13 @@ def eager_gradients(
     objective: JointObjective, params: Sequence[th.Tensor], inputs: UpdateInputs, update_actor: bool = True
 ) -> Gradients:
     """
-    Gradients of the joint objective by one backward pass: the reference that every other execution has to agree with.
+    Gradients of the joint objective from one backward pass: the reference for all other backends.
 
     :param objective: the joint objective
-    :param params: what to differentiate by: the parameters of all optimizers
+    :param params: the parameters of all optimizers
     :param inputs: transitions, noise and temperature
     :param update_actor: see ``JointObjective.forward``
-    :return: one gradient for each parameter, None where the objective does not depend on it, and the metrics as one tensor
+    :return: one gradient per parameter, None where the objective does not depend on it, and the metrics as one tensor
     """
     total, metrics = objective(inputs, update_actor)
     gradients = th.autograd.grad(total, params, allow_unused=True)
@@ -242,12 +237,12 @@ def eager_gradients(
 
 def pack_metrics(metrics: Metrics, gradients: Sequence[th.Tensor | None]) -> th.Tensor:
     """
-    :param metrics: of a gradient step, without ``found_inf``
-    :param gradients: all of them are looked at: one that is not finite may belong to any tensor
-    :return: the metrics in their order with ``found_inf``, one tensor
+    :param metrics: metrics of a gradient step; ``found_inf`` is computed here
+    :param gradients: all gradients of the step
+    :return: the metrics in order, with ``found_inf``, shape (9,)
     """
     losses = th.stack(metrics[:-1])
-    # A sum is finite only if all that is summed is
+    # A sum is finite only if all its terms are
     total = th.stack([losses.sum(), *(gradient.sum() for gradient in gradients if gradient is not None)]).sum()
     return th.cat([losses, th.isfinite(total).logical_not().to(losses.dtype).reshape(1)])
 
@@ -256,7 +251,7 @@ def map_tensors(function: Callable[[th.Tensor], Any], value: Any) -> Any:
     """
     :param function: applied to each tensor, in order
     :param value: nested named tuples and dicts of tensors, such as ``UpdateInputs``
-    :return: the same structure of results; what is no tensor stays
+    :return: the same structure with the results; everything else is kept
     """
     if isinstance(value, th.Tensor):
         return function(value)

@@ -1,4 +1,4 @@
-"""Policies of SACV: SB3's SAC actor and critics, and beside them the state-value network V and its target."""
+"""Policies of SACV: the actor and critics of SB3's SAC, the state-value network V and its target."""
 
 import copy
 import copyreg
@@ -30,9 +30,9 @@ from torch.nn.parameter import is_lazy
 
 from sb3_softvalue import equations
 
-# SB3's own, to notice where it is replaced: by a subclass, on the class, or on an actor
+# SB3's implementation, to detect where a user has replaced it: in a subclass, on the class, or on an actor
 _ACTOR_FORWARD = Actor.forward
-# Adam implementations that the user may have asked for, each excluding the fused one.
+# Options that choose an implementation of Adam: if the user sets one, the policy does not set fused=True
 _ADAM_IMPLEMENTATIONS = frozenset({"fused", "foreach", "differentiable", "capturable"})
 
 
@@ -49,7 +49,8 @@ class ValueNetwork(BaseModel):
     :param activation_fn: Activation function
     :param normalize_images: Whether to normalize images or not,
          dividing by 255.0 (True by default)
-    :param share_features_extractor: Whether the features extractor is shared with the actor, whose loss then trains it
+    :param share_features_extractor: Whether the features extractor is shared with the actor; only the actor's loss trains it
+        then
     """
 
     features_extractor: BaseFeaturesExtractor
@@ -79,36 +80,35 @@ class ValueNetwork(BaseModel):
         :param obs: observations, shape (batch, *obs_shape), or a dict of such
         :return: V(s), shape (batch, 1)
         """
-        # A shared features extractor is learned with the policy loss only, as in SB3's ContinuousCritic
+        # Only the policy loss trains a shared features extractor, as in SB3's ContinuousCritic
         with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
             features = self.extract_features(obs, self.features_extractor)
         return self.vf(features)
 
 
 class PartialActor(Actor):
-    """
-    SB3's actor that sees only some keys of a Dict observation, those of its ``observation_space``.
-    """
+    """SB3's actor restricted to some keys of a Dict observation: those of its ``observation_space``."""
 
     observation_space: spaces.Dict
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         """
-        :param obs: a dict of tensors of shape (batch, *obs_shape); other keys than the actor's are left out
-        :param features_extractor: of the actor's keys
-        :return: the features
+        :param obs: a dict of tensors of shape (batch, *obs_shape); keys that the actor does not see are ignored
+        :param features_extractor: features extractor of the actor's keys
+        :return: features, shape (batch, features_dim)
         :raises ValueError: if one of the actor's keys is missing
         """
         assert isinstance(obs, dict)
         missing = [key for key in self.observation_space.spaces if key not in obs]
         if missing:
-            raise ValueError(f"The actor sees {list(self.observation_space.spaces)}, of which {missing} must not be missing.")
+            raise ValueError(
+                f"The actor needs the observations {list(self.observation_space.spaces)}, but {missing} is missing: pass them."
+            )
         return super().extract_features({key: obs[key] for key in self.observation_space.spaces}, features_extractor)
 
 
-# Modules of which one knows that they compute the same in training and in evaluation mode, hold no state but parameters and
-# plain numbers that PyTorch's layers do not change, and draw no random numbers. A subclass may do anything and is not among
-# them.
+# Modules that compute the same in training and evaluation mode, have no state except parameters and constants, and draw no
+# random numbers. Subclasses are not included, since they may do anything.
 _PLAIN_MODULES: frozenset[type[nn.Module]] = frozenset(
     {
         *(Actor, PartialActor, ContinuousCritic, ValueNetwork, FlattenExtractor, NatureCNN, CombinedExtractor),
@@ -123,39 +123,39 @@ _PLAIN_MODULES: frozenset[type[nn.Module]] = frozenset(
 def is_plain_module(module: nn.Module) -> bool:
     """
     :param module: any module
-    :return: whether it is a plain layer or network, which computes the same in training and in evaluation mode
+    :return: whether it is a known layer or network that computes the same in training and evaluation mode
     """
     return type(module) in _PLAIN_MODULES
 
 
 def submodules(module: nn.Module) -> list[nn.Module]:
     """
-    ``module.modules()`` in a tenth of its time, which is asked for at every step.
+    ``module.modules()`` in a tenth of its time: this runs at every step.
 
     :param module: any module
-    :return: itself and all of its submodules; one that has several places comes several times
+    :return: the module and all its submodules; a submodule that is used several times appears several times
     """
     found = [module]
     for parent in found:
         if parent._modules:
             for child in parent._modules.values():
                 if child is not None:
-                    found.append(child)  # in a loop: a comprehension costs a call for each module
+                    found.append(child)  # a comprehension would cost a function call per module
     return found
 
 
 def _parts(module: nn.Module) -> set[nn.Module | th.Tensor]:
-    """:return: all that the module holds"""
+    """:return: the module's submodules, parameters and buffers"""
     return set(chain(module.modules(), module.parameters(), module.buffers()))
 
 
 def move_target(network: nn.Module, target: nn.Module, tau: float) -> None:
     """
-    Polyak step of a target network; buffers (batch-norm statistics) are copied, see SB3 issue 996.
+    Polyak update of a target network; buffers (batch-norm statistics) are copied, see SB3 issue 996.
 
-    :param network: as it is now, also where a part of it was exchanged
-    :param target: of the same architecture
-    :param tau: 1 copies
+    :param network: the network that the target follows
+    :param target: its target, of the same architecture
+    :param tau: the soft update coefficient; 1 copies
     """
     params: list[th.Tensor] = []
     target_params: list[th.Tensor] = []
@@ -163,23 +163,23 @@ def move_target(network: nn.Module, target: nn.Module, tau: float) -> None:
         for name, param in child._parameters.items():
             if param is not None:
                 params.append(param)
-                target_params.append(twin._parameters[name])  # type: ignore[arg-type]  # it is there in both
+                target_params.append(twin._parameters[name])  # type: ignore[arg-type]  # same architecture: not None
         for name, buffer in child._buffers.items():
             if buffer is not None:
-                twin._buffers[name].copy_(buffer)  # type: ignore[union-attr]  # as above
+                twin._buffers[name].copy_(buffer)  # type: ignore[union-attr]  # same architecture: not None
     equations.polyak_update(params, target_params, tau)
 
 
 def raise_no_critic_target(owner: str) -> NoReturn:
     """
-    Explain to code written for SB3's SAC where the target network went.
+    Tell code written for SB3's SAC that the target network has another name.
 
-    :param owner: name of the class that was asked
+    :param owner: name of the class without the attribute
     :raises AttributeError: always
     """
     raise AttributeError(
         f"{owner} has no 'critic_target': SAC with a value network bootstraps from 'value_target' instead "
-        "(a saved SACV model is loaded with SACV.load, not SAC.load; model.to_sac() makes a SAC of it)."
+        "(load a saved SACV model with SACV.load, not SAC.load; model.to_sac() converts it to a SAC)."
     )
 
 
@@ -210,15 +210,15 @@ class SACVPolicy(SACPolicy):
         excluding the learning rate, to pass to the optimizer
     :param n_critics: Number of critic networks to create.
     :param share_features_extractor: Whether to share or not the features extractor
-        between the actor, the critic and the value (this saves computation time); the target value has always its own
+        between the actor, the critic and the value (this saves computation time); the target value always has its own
     """
 
     value: ValueNetwork
-    """V(s): observations to shape (batch, 1)"""
+    """V(s), shape (batch, 1)"""
     value_target: ValueNetwork
-    """V̄(s), same shape; a moving average of V that receives no gradient"""
+    """V̄(s), shape (batch, 1): a moving average of V that receives no gradient"""
     captured_actions: Callable[[PyTorchObs, bool], tuple[th.Tensor, th.Tensor]] | None = None
-    """Called instead of ``act`` where it is set: the same actions, faster"""
+    """If set, called instead of ``act``: the same actions, faster"""
 
     def _build(self, lr_schedule: Schedule) -> None:
         n_critics = self.critic_kwargs["n_critics"]
@@ -229,18 +229,18 @@ class SACVPolicy(SACPolicy):
             "net_arch": self.net_arch.get("vf", critic_arch) if isinstance(self.net_arch, dict) else critic_arch,
             "share_features_extractor": self.share_features_extractor,
         }
-        # Same order as SACPolicy: from the same seed, actor and critic start with the weights that SAC's have
+        # Same order as in SACPolicy: with the same seed, actor and critic start with the weights of SAC's
         self.actor = self.make_actor()
         shared_extractor = self.actor.features_extractor if self.share_features_extractor else None
         self.critic = self.make_critic(shared_extractor)
         self.value = self.make_value(shared_extractor)
 
-        # The target starts as a copy, has always its own features extractor and never receives a gradient
+        # The target starts as a copy of V, always has its own features extractor and never receives a gradient
         self.value_target = self.make_value(None)
         if any(map(is_lazy, self.parameters())):
             self._initialize_lazy_layers()
         if not _parts(self.value_target).isdisjoint(_parts(self.actor) | _parts(self.critic) | _parts(self.value)):
-            # The user's extractors hold one layer in common, which V̄ would move and freeze
+            # The user's features extractors share a layer, which V̄ would move and freeze
             self.value_target = copy.deepcopy(self.value_target)
         self.value_target.load_state_dict(self.value.state_dict())
         self.value_target.requires_grad_(False)
@@ -253,13 +253,13 @@ class SACVPolicy(SACPolicy):
 
     @th.no_grad()
     def _initialize_lazy_layers(self) -> None:
-        """Let layers that take their shape from their first input see one, for V̄ to start as a copy of V."""
+        """Initialize lazy layers with one forward pass, so that V̄ can start as a copy of V."""
         parts = (
             self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else {"": self.observation_space}
         )
         zeros = {key: th.zeros(2, *(part.shape or ()), device=self.device) for key, part in parts.items()}
         observations = zeros if isinstance(self.observation_space, spaces.Dict) else zeros[""]
-        # In evaluation mode nothing is counted or drawn
+        # In evaluation mode, since batch norm and dropout must not update statistics or draw random numbers
         actions = self.actor.eval()(observations, deterministic=True)
         self.critic.eval()(observations, actions)
         self.value.eval()(observations)
@@ -268,27 +268,27 @@ class SACVPolicy(SACPolicy):
 
     def make_value(self, features_extractor: BaseFeaturesExtractor | None = None) -> ValueNetwork:
         """
-        :param features_extractor: to share; None makes a new one
-        :return: a value network with fresh weights
+        :param features_extractor: features extractor to share; None creates a new one
+        :return: a newly initialized value network
         """
         value_kwargs = self._update_features_extractor(self.value_kwargs, features_extractor)
         return ValueNetwork(**value_kwargs).to(self.device)
 
     def _make_optimizer(self, network: BaseModel, lr: float, exclude_extractor: bool = False) -> th.optim.Optimizer:
         """
-        :param network: its parameters are optimized
+        :param network: network whose parameters are optimized
         :param lr: initial learning rate
-        :param exclude_extractor: leave out the features extractor, which the actor's optimizer has already
+        :param exclude_extractor: leave out the features extractor, which the actor's optimizer already has
         """
         params = [p for name, p in network.named_parameters() if not (exclude_extractor and "features_extractor" in name)]
         kwargs = dict(self.optimizer_kwargs)
         if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and _ADAM_IMPLEMENTATIONS.isdisjoint(kwargs):
-            # Same mathematics in one call per step instead of a Python loop over the parameters
+            # The same mathematics in one call instead of a Python loop over the parameters
             kwargs["fused"] = True
-        return self.optimizer_class(params, lr=lr, **kwargs)  # type: ignore[call-arg]  # Optimizer's own has no lr
+        return self.optimizer_class(params, lr=lr, **kwargs)  # type: ignore[call-arg]  # the base class has no lr
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        # SACPolicy forgets this one, so that its policy.save() loses it
+        # SACPolicy omits this argument, so that policy.save() loses it
         return super()._get_constructor_parameters() | {"share_features_extractor": self.share_features_extractor}
 
     def __getattr__(self, name: str) -> Any:
@@ -300,14 +300,14 @@ class SACVPolicy(SACPolicy):
         """
         Put the policy in either training or evaluation mode; the target value stays in evaluation mode.
 
-        This affects certain modules, such as batch normalisation and dropout. ``predict()`` asks for evaluation mode at
-        every environment step: a network of plain layers only, which do not depend on the mode, keeps that of its layers.
+        This affects certain modules, such as batch normalisation and dropout. ``predict()`` sets evaluation mode at every
+        environment step. If no layer of a network depends on the mode, only the network's own flag changes, to save time.
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """
         for network in (self.actor, self.critic, self.value):
             if _PLAIN_MODULES.issuperset(map(type, submodules(network))):
-                # A plain attribute, set without looking for parameters of that name
+                # Faster than nn.Module.__setattr__, which searches the parameters first
                 object.__setattr__(network, "training", mode)
             else:
                 network.set_training_mode(mode)
@@ -318,20 +318,20 @@ class SACVPolicy(SACPolicy):
         Rescale an action from [-1, 1] to the action space, see ``BasePolicy.unscale_action``.
 
         :param scaled_action: in [-1, 1]
-        :return: in the environment's units, inside the bounds: rounding would carry a saturated action just over them
+        :return: in the environment's units, clipped, since rounding can move a saturated action just out of the bounds
         """
         assert isinstance(self.action_space, spaces.Box)
         return np.clip(super().unscale_action(scaled_action), self.action_space.low, self.action_space.high)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
-        The actions that SB3's ``Actor.forward`` gives, of the same random numbers, without the ``Normal`` whose construction
-        and validation at every step of an environment take as long as two layers.
+        The same actions, from the same random numbers, as SB3's ``Actor.forward``, but without creating and validating a
+        ``Normal`` at each environment step, which takes as long as two layers.
 
         :param observation: shape (batch, *obs_shape), or a dict of such
-        :param deterministic: the mode instead of a sample
-        :return: in [-1, 1], shape (batch, action_dim)
-        :raises ValueError: by PyTorch's ``Normal``, if the policy's output is not a number
+        :param deterministic: return the mode instead of a sample
+        :return: actions in [-1, 1], shape (batch, action_dim)
+        :raises ValueError: from PyTorch's ``Normal``, if the policy's output is NaN
         """
         actor = self.actor
         is_known = getattr(actor.forward, "__func__", None) is _ACTOR_FORWARD
@@ -345,9 +345,9 @@ class SACVPolicy(SACPolicy):
     def act(self, observation: PyTorchObs, deterministic: bool, noise: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
         """
         :param observation: shape (batch, *obs_shape), or a dict of such
-        :param deterministic: the mode instead of a sample
-        :param noise: of the sample, standard normal, shape (batch, action_dim); None draws it
-        :return: actions in [-1, 1], shape (batch, action_dim), and whether the policy's output is not a number
+        :param deterministic: return the mode instead of a sample
+        :param noise: standard normal noise of the sample, shape (batch, action_dim); None draws it
+        :return: actions in [-1, 1], shape (batch, action_dim), and whether the policy's output is NaN, shape ()
         """
         mean, log_std, _ = self.actor.get_action_dist_params(observation)
         if not deterministic:
@@ -358,7 +358,7 @@ class SACVPolicy(SACPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
-        Soft state values V(s), under the name that PPO's policies use.
+        Soft state values V(s), under the same name as in PPO's policies.
 
         :param obs: observations, shape (batch, *obs_shape), or a dict of such
         :return: shape (batch, 1), see ``SACV.predict_values`` for the unit
@@ -368,18 +368,18 @@ class SACVPolicy(SACPolicy):
     def action_distribution(self, obs: PyTorchObs) -> th.distributions.Normal:
         """
         :param obs: observations, shape (batch, *obs_shape), or a dict of such
-        :return: the policy's Gaussian before squashing, of batch shape (batch, action_dim)
+        :return: the policy's Gaussian before squashing, batch shape (batch, action_dim)
         """
         mean, log_std, kwargs = self.actor.get_action_dist_params(obs)
         distribution = self.actor.action_dist.proba_distribution(mean, log_std, **kwargs)
-        return distribution.distribution  # Normal for both of the actor's distributions
+        return distribution.distribution  # a Normal, also with gSDE
 
     def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
         Log-density of squashed actions, Eq. 21 of the paper.
 
         :param obs: observations, shape (batch, *obs_shape), or a dict of such
-        :param actions: in [-1, 1], shape (batch, action_dim); ±1 themselves count as the closest number inside
+        :param actions: in [-1, 1], shape (batch, action_dim); ±1 is replaced by the closest number inside
         :return: nats over [-1, 1]^action_dim, shape (batch, 1)
         """
         eps = th.finfo(actions.dtype).eps
@@ -389,12 +389,12 @@ class SACVPolicy(SACPolicy):
 
     def entropy(self, obs: PyTorchObs, n_samples: int, generator: th.Generator | None = None) -> th.Tensor:
         """
-        Differential entropy of the squashed policy: the Gaussian's, in closed form, plus the mean log-determinant of the
-        squashing over sampled actions.
+        Differential entropy of the squashed policy: the Gaussian's entropy in closed form plus the mean log-determinant of
+        the squashing over sampled actions.
 
         :param obs: observations, shape (batch, *obs_shape), or a dict of such
-        :param n_samples: number of sampled actions for each observation
-        :param generator: of the samples; None takes torch's global one
+        :param n_samples: number of sampled actions per observation
+        :param generator: random generator of the samples; None uses PyTorch's global one
         :return: nats over [-1, 1]^action_dim, shape (batch, 1)
         """
         gaussian = self.action_distribution(obs)
@@ -419,9 +419,10 @@ class MultiInputPolicy(SACVPolicy, SACMultiInputPolicy):
     """
     Policy class for SACV on Dict observations: ``SACVPolicy`` whose default features extractor is ``CombinedExtractor``.
 
-    The parameters are those of ``SACVPolicy``, the constructor is that of SB3's ``MultiInputPolicy`` for SAC, and one more:
+    The parameters are those of ``SACVPolicy`` and one more; the constructor is that of SB3's ``MultiInputPolicy`` for SAC.
 
-    :param actor_keys: the observations that the actor sees, while Q and V see all (asymmetric actor-critic); None: all
+    :param actor_keys: keys of the observations that the actor sees, while Q and V see all (asymmetric actor-critic); None
+        means all
     """
 
     actor_keys: list[str] | None = None
@@ -432,8 +433,8 @@ class MultiInputPolicy(SACVPolicy, SACMultiInputPolicy):
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
         """
-        :param features_extractor: of what the actor sees; None makes a new one
-        :return: an actor with fresh weights
+        :param features_extractor: features extractor of the observations that the actor sees; None creates a new one
+        :return: a newly initialized actor
         """
         if self.actor_keys is None:
             return super().make_actor(features_extractor)
@@ -449,7 +450,7 @@ class MultiInputPolicy(SACVPolicy, SACMultiInputPolicy):
         return super()._get_constructor_parameters() | own
 
 
-# SB3's policies for SAC and what stands for each of them here
+# Each of SB3's policies for SAC, and its counterpart with a value network
 COUNTERPARTS: dict[type[SACPolicy], type[SACVPolicy]] = {
     SACPolicy: SACVPolicy,
     SACCnnPolicy: CnnPolicy,
@@ -458,11 +459,11 @@ COUNTERPARTS: dict[type[SACPolicy], type[SACVPolicy]] = {
 
 
 class _WithValue(ABCMeta):
-    """Of the classes that ``with_value_network`` makes, which stand in no module: pickled as what they were made of."""
+    """Metaclass of the classes that ``with_value_network`` creates. They are in no module, so pickle recreates them."""
 
 
 def _reduce(policy: type[BasePolicy]) -> Any:
-    """:return: how a class that was made is made again; a subclass of one is found by its name"""
+    """:return: how pickle recreates a class of ``with_value_network``; a subclass of one is pickled by name"""
     return (with_value_network, (vars(policy)["sac_policy"],)) if "sac_policy" in vars(policy) else policy.__qualname__
 
 
@@ -472,13 +473,13 @@ copyreg.pickle(_WithValue, _reduce)  # type: ignore[arg-type]  # a metaclass is 
 @cache
 def with_value_network(policy: type[BasePolicy]) -> type[SACVPolicy]:
     """
-    :param policy: class of a policy for SAC
-    :return: the class of the same policy with a state-value network: ours for SB3's own; for a subclass of these that changes
-        neither the networks' construction nor their modes, one that inherits from both
-    :raises ValueError: if there is none
+    :param policy: policy class for SAC
+    :return: the same policy with a state-value network: the counterpart of SB3's class or, for a subclass, a new class that
+        inherits from both
+    :raises ValueError: if the class is no policy for SAC, or overrides ``_build`` or ``set_training_mode``
     """
     if "sac_policy" in vars(policy):
-        # From a file, where it is stored by value, a class of its own
+        # cloudpickle stores such a class by value, and restores it as a different class object
         return with_value_network(vars(policy)["sac_policy"])
     if issubclass(policy, SACVPolicy):
         return policy

@@ -53,60 +53,61 @@ class SACV(SAC):
     Soft Actor-Critic with a state-value network (SAC v1).
 
     The algorithm of Haarnoja et al. 2018, https://arxiv.org/abs/1801.01290: a stochastic actor, soft Q-functions, a
-    separate state-value network V and its Polyak-averaged target V̄ from which the Q-functions bootstrap. SB3's ``SAC``
-    has no V and bootstraps from target Q-functions; everything else about it holds here too.
+    separate state-value network V, and its Polyak-averaged target V̄, from which the Q-functions bootstrap. SB3's ``SAC``
+    has no V and bootstraps from target Q-functions. Everything else works as in ``SAC``.
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class: SB3's own for SAC, a
-        subclass of these, or of ``SACVPolicy``)
+    :param policy: The policy model to use: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class (one of SB3's for
+        SAC, ``SACVPolicy``, or a subclass)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: of all networks' optimizers, number or function of the current progress remaining (from 1 to 0)
+    :param learning_rate: learning rate of all optimizers, a number or a function of the current progress remaining (from 1
+        to 0)
     :param buffer_size: size of the replay buffer
     :param learning_starts: how many steps of the model to collect transitions for before learning starts
     :param batch_size: Minibatch size for each gradient update
-    :param tau: the soft update coefficient ("Polyak update", between 0 and 1) of the target value; 1 copies
+    :param tau: the soft update coefficient ("Polyak update", between 0 and 1) of the target value; 1 is a hard update
     :param gamma: the discount factor
     :param train_freq: Update the model every ``train_freq`` steps, or a tuple like ``(5, "step")`` or ``(2, "episode")``
-    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``); -1: one for each of its steps
-    :param action_noise: for hard exploration, see ``common.noise``; None adds none
-    :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``); None selects it from the spaces
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``); -1 means as many as the
+        rollout has steps
+    :param action_noise: the action noise type (None by default), this can help for hard exploration problems
+    :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``); None selects it automatically
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
     :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer, see SB3 issue 37
     :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
-    :param ent_coef: Entropy regularization coefficient, the temperature α, inverse of the paper's reward scale. "auto" learns
-        it, "auto_0.1" from 0.1 on
-    :param target_update_interval: update the target value after every ``target_update_interval`` gradient steps, counted
-        over the life of the model (SAC's count starts anew at each call of ``train()``, SB3 issue 2158).
-        The paper's hard updates every 1000 environment steps with 4 gradient steps each are
+    :param ent_coef: Entropy regularization coefficient: the temperature α, the inverse of the paper's reward scale. "auto"
+        learns it, "auto_0.1" learns it with the initial value 0.1
+    :param target_update_interval: update the target value every ``target_update_interval`` gradient steps, counted over the
+        life of the model (SAC restarts the count at each call of ``train()``, SB3 issue 2158). The paper's hard updates are
         ``tau=1.0, target_update_interval=4000, gradient_steps=4``.
     :param target_entropy: target entropy when learning ``ent_coef`` (``ent_coef = 'auto'``)
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise
     :param sde_sample_freq: Sample a new noise matrix every n steps with gSDE; -1 only at the beginning of the rollout
     :param use_sde_at_warmup: Whether to use gSDE instead of uniform sampling before learning starts
-    :param stats_window_size: number of episodes that the logged success rate, episode length and reward are averaged over
+    :param stats_window_size: Window size for the rollout logging, in episodes: the reported success rate, mean episode
+        length and mean reward are averages over it
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see ``SACVPolicy``
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
-    :param device: Device (cpu, cuda, ...) on which the code should be run; "auto" takes the GPU if there is one
+    :param device: Device (cpu, cuda, ...) on which the code should be run; "auto" uses the GPU if possible
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param reward_scale: factor of the rewards in the Q target, a positive number or a function of the current progress
         remaining (paper, section 5.2). It scales V and Q as well, unlike ``ent_coef = 1 / reward_scale``.
-    :param qf_learning_rate: learning rate of the critics, number or schedule; None takes ``learning_rate``
-    :param vf_learning_rate: learning rate of the value network, number or schedule; None takes ``learning_rate``
-    :param ent_coef_learning_rate: learning rate of the temperature, number or schedule; None takes ``learning_rate``
-    :param max_grad_norm: the maximum gradient norm of each optimizer (actor, critics, value, temperature) by itself;
-        None does not clip
-    :param action_prior: p(a) over the squashed action. The objective maximises α·(log p(a) - log π(a|s)). "uniform" leaves out
-        the constant log p(a), so that the bonus is the entropy. "normalized_uniform" keeps it: the bonus is d·ln 2 nats a step
-        smaller and never positive. The optimal policy is the same unless episodes can end early, where a positive bonus
-        rewards staying alive. "normal" is N(0, I), as in the authors' code
-    :param policy_delay: step the actor and the temperature only at every ``policy_delay``-th gradient step; the critics and
-        the value network are stepped each time, and V's target always samples the present policy
+    :param qf_learning_rate: learning rate of the critics, a number or a schedule; None uses ``learning_rate``
+    :param vf_learning_rate: learning rate of the value network, a number or a schedule; None uses ``learning_rate``
+    :param ent_coef_learning_rate: learning rate of the temperature, a number or a schedule; None uses ``learning_rate``
+    :param max_grad_norm: clip the gradient norm of each optimizer (actor, critics, value, temperature) separately to this
+        maximum; None does not clip
+    :param action_prior: density p(a) over the squashed action; the objective contains the bonus α·(log p(a) - log π(a|s)).
+        "uniform" leaves out the constant log p(a): the bonus is the entropy. "normalized_uniform" keeps it: the bonus is
+        d·ln 2 nats per step smaller and its mean is never positive. The optimal policy is the same unless episodes can end
+        early, where a positive bonus rewards staying alive. "normal" is N(0, I), as in the authors' code.
+    :param policy_delay: update the actor and the temperature only every ``policy_delay`` gradient steps; the critics and V
+        are updated at each one, and V's target always samples the current policy
     :param check_finite: stop with a ``NonFiniteError`` at the first observation, reward, action, loss or gradient that is not
-        finite, before it is stored or learned from; False switches this check off
-    :param execution: how the update runs: "eager", "compiled", "cuda_graph", or "auto", which takes "compiled" or "cuda_graph"
-        where it is possible and pays for itself. All agree up to rounding. "mixed" is "compiled" with large products in
-        bfloat16.
+        finite, before it is stored or learned from; False disables the check
+    :param execution: how updates run: "eager", "compiled", "cuda_graph", or "auto", which chooses one of them by device and
+        number of updates. All agree up to rounding. "mixed" is "compiled" with large matrix products in bfloat16.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -170,7 +171,7 @@ class SACV(SAC):
             )
         if env is None and _init_setup_model:
             raise ValueError("env must be an environment or its name, got None.")
-        replay_buffer_kwargs = dict(replay_buffer_kwargs or {})  # which SB3 writes into
+        replay_buffer_kwargs = dict(replay_buffer_kwargs or {})  # SB3 writes into it
         n_steps = _consistent_n_steps(replay_buffer_class, replay_buffer_kwargs, gamma, n_steps)
         super().__init__(
             policy,
@@ -211,7 +212,7 @@ class SACV(SAC):
         self.policy_delay = policy_delay
         self.check_finite = check_finite
         self.execution = execution
-        # The backend "auto" resolved to: saved, so that a continued run is executed by the same code
+        # What "auto" resolved to: saved, so that a resumed run uses the same backend
         self._resolved_execution: str | None = None
         self._objective: JointObjective | None = None
         self._hints_given: set[str] = set()
@@ -223,22 +224,22 @@ class SACV(SAC):
         checks.check_options(self)
         assert isinstance(self.action_space, spaces.Box)
         if not issubclass(self.policy_class, SACVPolicy):
-            raise ValueError("This model has no value network: SACV.from_sac makes a SACV of a model of SB3's SAC.")
+            raise ValueError("This model has no value network: convert a model of SB3's SAC with SACV.from_sac.")
         self.policy_class = with_value_network(self.policy_class)
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
             self.replay_buffer_kwargs |= {"n_steps": self.n_steps, "gamma": self.gamma}
             if self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1:
-                # SB3's own choice, about which it would warn if it were ours
+                # SB3 chooses this class itself, and warns if it is passed
                 self.replay_buffer_class = None
         self._warn_once(checks.hint_about_actions(self.action_space))
-        plays_only = self.env is None and issubclass(self.replay_buffer_class or object, HerReplayBuffer)
-        if plays_only:
-            # SB3's buffer for HER needs an environment, a model that only predicts needs none: not made at all
+        predicts_only = self.env is None and issubclass(self.replay_buffer_class or object, HerReplayBuffer)
+        if predicts_only:
+            # HerReplayBuffer needs an environment: a placeholder stops SB3 from creating one
             assert isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer = DictReplayBuffer(1, self.observation_space, self.action_space)
-        # Not SAC's: it builds on a twin Q target, which does not exist here
+        # Skip SAC's own _setup_model, which reads critic_target
         super(SAC, self)._setup_model()
-        if plays_only:
+        if predicts_only:
             self.replay_buffer = None
         self._create_aliases()
         checks.check_optimizers(self)
@@ -249,7 +250,7 @@ class SACV(SAC):
         self._executor = Executor(self.execution, self.verbose >= 1, self._resolved_execution)
 
     def _setup_lr_schedule(self) -> None:
-        # NumPy's numbers too
+        # float() also accepts NumPy scalars
         learning_rate = self.learning_rate if callable(self.learning_rate) else float(self.learning_rate)
         self.lr_schedule = FloatSchedule(learning_rate)
         for name in ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate", "reward_scale"):
@@ -263,7 +264,7 @@ class SACV(SAC):
         self.policy.captured_actions = CapturedActions(self.policy) if self.device.type == "cuda" else None
 
     def _setup_ent_coef(self) -> None:
-        """(Re)start the temperature from ``self.ent_coef``: learned ("auto", "auto_<initial value>") or fixed (a number)."""
+        """Initialize the temperature from ``self.ent_coef``: learned ("auto", "auto_<initial value>") or fixed (a number)."""
         self._initial_ent_coef = initial_value = checks.initial_ent_coef(self.ent_coef)
         if isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto"):
             # The log is optimized, see https://github.com/rail-berkeley/softlearning/issues/37
@@ -276,22 +277,22 @@ class SACV(SAC):
 
     @property
     def critic_target(self) -> NoReturn:  # type: ignore[override]  # an attribute in SAC
-        """Not there: SAC v1 has ``value_target`` instead."""
+        """Does not exist: SAC v1 has ``value_target`` instead."""
         raise_no_critic_target(type(self).__name__)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # Whatever else it is, SB3 says so
+        # SB3 reports anything that is no environment
         if hasattr(env, "action_space"):
             checks.check_spaces(env)
         return checks.check_wrappers(SAC._wrap_env(env, verbose, monitor_wrapper))
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
-        Sample the replay buffer and do the updates: joint gradient step, then the target value when it is due.
+        Sample the replay buffer and do the updates: a joint gradient step, then the target update when it is due.
 
         :param gradient_steps: number of gradient steps
-        :param batch_size: transitions of each
+        :param batch_size: transitions per gradient step
         """
         self._choose_execution(gradient_steps)
         # Switch to train mode (this affects batch norm / dropout)
@@ -314,31 +315,34 @@ class SACV(SAC):
             if self._n_updates % self.target_update_interval == 0:
                 move_target(self.value, self.value_target, self.tau)
 
-        self._resolved_execution = self._executor.resolved  # eager, if the other failed
+        self._resolved_execution = self._executor.resolved  # it may have fallen back to eager
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if report:
-            rows = th.stack(report).cpu()  # where it waits for a GPU
+            rows = th.stack(report).cpu()  # the only synchronization with a GPU
             if found_inf is not None and check is not None:
                 check.check_report(self, batch, rows)
             self._log(rows)
 
     def _choose_execution(self, gradient_steps: int) -> None:
         """
-        :param gradient_steps: of this ``train()``
+        Choose how the updates of this ``train()`` run.
+
+        :param gradient_steps: number of updates
         """
         if (self._executor.requested, self._executor.resolved) != (self.execution, self._resolved_execution):
-            # Set since: by the user, or from a checkpoint
+            # Changed by the user or by load_checkpoint
             self._executor = Executor(self.execution, self.verbose >= 1, self._resolved_execution)
-        self._executor.prepare(self.device, self._n_updates + gradient_steps + remaining_updates(self))
+        n_certain = self._n_updates + gradient_steps
+        self._executor.prepare(self.device, n_certain, n_certain + remaining_updates(self))
         self._resolved_execution = self._executor.resolved
 
     def _update_rates(self) -> tuple[list[th.optim.Optimizer], float]:
         """
-        Set each optimizer's learning rate for the present progress and log them.
+        Set and log each optimizer's learning rate at the current progress.
 
-        :return: the optimizers (critics, value, actor, temperature) and the factor of the rewards
+        :return: the optimizers (critics, value, actor, temperature) and the reward scale
         """
-        # The last rollout may go beyond the total, where a schedule that ends at zero would be negative
+        # The last rollout may overshoot total_timesteps, where a schedule that ends at zero would be negative
         self._current_progress_remaining = progress = max(0.0, self._current_progress_remaining)
         learning_rate = _number_at(progress, "learning_rate", self.lr_schedule)
         optimizers: dict[str, th.optim.Optimizer] = {
@@ -361,14 +365,14 @@ class SACV(SAC):
         return list(optimizers.values()), reward_scale
 
     def _joint_objective(self) -> JointObjective:
-        """:return: the objective of the present networks, which may have been exchanged"""
+        """:return: the objective of the current networks, which the user may have replaced"""
         networks = self.actor, self.critic, self.value, self.value_target
         if self._objective is None or self._objective.key != (*networks, self.action_prior):
             self._objective = JointObjective(*networks, self.action_prior)
         return self._objective
 
     def _batches(self, gradient_steps: int, batch_size: int, reward_scale: float) -> Iterator[Batch]:
-        """:return: a batch for each gradient step, the first of all with a look at the size of its rewards"""
+        """:return: a batch for each gradient step; warns about the first of all if its rewards are very large"""
         assert self.replay_buffer is not None
         sampling = self.gamma, reward_scale, self.device, self._vec_normalize_env
         for batch in sample_batches(self.replay_buffer, gradient_steps, batch_size, *sampling):
@@ -377,7 +381,7 @@ class SACV(SAC):
             yield batch
 
     def temperature(self) -> Temperature:
-        """:return: the present temperature α, learned or fixed, with the target entropy that it is learned for"""
+        """:return: the current temperature α; if it is learned, with log α and the target entropy"""
         if self.log_ent_coef is None:
             return Temperature(self.ent_coef_tensor)
         ent_coef = th.exp(self.log_ent_coef.detach())
@@ -389,21 +393,24 @@ class SACV(SAC):
 
         :param rows: the metrics of each gradient step, on the CPU
         """
-        # There mostly is one, whose mean would take a third of the time of all logging
+        # With the usual single row, mean() would take a third of the logging time
         mean = rows[0] if len(rows) == 1 else rows.mean(dim=0)
         means = Metrics(*mean.tolist())._asdict()
         del means["found_inf"]
         if self.ent_coef_optimizer is None:
             del means["ent_coef_loss"]
         else:
-            now = means["ent_coef"], self._initial_ent_coef, means["entropy"], float(self.target_entropy)
-            self._warn_once(checks.hint_about_temperature(*now))
+            self._warn_once(
+                checks.hint_about_temperature(
+                    means["ent_coef"], self._initial_ent_coef, means["entropy"], float(self.target_entropy)
+                )
+            )
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
 
     def _warn_once(self, hint: str | None) -> None:
         """
-        :param hint: a warning that begins differently from others, None for nothing to say
+        :param hint: a warning whose first words identify it; None does nothing
         """
         if hint is not None and hint[:12] not in self._hints_given:
             self._hints_given.add(hint[:12])
@@ -430,8 +437,10 @@ class SACV(SAC):
         buffer = getattr(self, "replay_buffer", None)
         if buffer is None:
             if issubclass(self.replay_buffer_class or object, HerReplayBuffer):
-                raise ValueError("A HER model that was loaded without an environment only predicts: load it with env=.")
-            raise ValueError("The model has no replay buffer to learn from: set model.replay_buffer, or load_replay_buffer.")
+                raise ValueError("A HER model loaded without an environment can only predict: load it with env=.")
+            raise ValueError(
+                "The model has no replay buffer to learn from: set model.replay_buffer or call load_replay_buffer."
+            )
         checks.check_optimizers(self)
         if isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
             self.action_noise = self.action_noise.base_noise
@@ -440,8 +449,8 @@ class SACV(SAC):
         result = super()._setup_learn(*args, **kwargs)
         if buffer.size() == 0 and self.num_timesteps > self.learning_starts and self.gradient_steps != 0:
             checks.advise(
-                "The replay buffer is empty and learning_starts has passed: the first updates learn from few transitions. Use "
-                "load_replay_buffer, or set model.learning_starts to model.num_timesteps + 1000, say.",
+                "The replay buffer is empty and learning_starts has passed: the first updates learn from few transitions. "
+                "Call load_replay_buffer, or increase learning_starts, for instance to model.num_timesteps + 1000.",
                 stacklevel=3,
             )
         if self.check_finite:
@@ -449,7 +458,11 @@ class SACV(SAC):
         return result
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        """Collect, see ``OffPolicyAlgorithm.collect_rollouts``, and say why no action could be drawn."""
+        """
+        See ``OffPolicyAlgorithm.collect_rollouts``.
+
+        :raises NonFiniteError: if the policy's output is not finite, so that no action can be sampled
+        """
         try:
             return super().collect_rollouts(*args, **kwargs)
         except NonFiniteError:
@@ -494,16 +507,16 @@ class SACV(SAC):
         **kwargs: Any,
     ) -> SelfSACV:
         """
-        Load the model from a zip-file, see ``BaseAlgorithm.load`` for the arguments. ``ent_coef`` may be given anew: a value
-        other than the saved one takes effect, also from learned ("auto") to fixed (a number) and back. V was learned with the
-        old temperature and needs some updates to follow.
+        Load the model from a zip-file, see ``BaseAlgorithm.load`` for the arguments. Passing ``ent_coef`` replaces the saved
+        temperature, also a learned one ("auto") by a fixed one (a number) and vice versa. V was learned with the old
+        temperature and needs some updates to adapt.
 
-        The file holds pickled objects, and loading it runs their code: open only files that you trust.
+        The file contains pickled objects, and loading it runs their code: load only files that you trust.
 
         :return: new model instance with loaded parameters
         """
         custom_objects = dict(custom_objects or {})
-        # The saved temperature is loaded as it was saved, then changed: SB3 fails on a temperature of the other kind
+        # Changed after loading: SB3 cannot load a learned temperature into a model with a fixed one, or vice versa
         ent_coef = kwargs.pop("ent_coef", custom_objects.pop("ent_coef", None))
         model: Any = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         if ent_coef is not None and ent_coef != model.ent_coef:
@@ -515,11 +528,11 @@ class SACV(SAC):
         """
         Load a replay buffer from a pickle file, see ``OffPolicyAlgorithm.load_replay_buffer``.
 
-        :param path: Path to the pickled replay buffer (a pickle runs code: only files that you trust).
-        :param truncate_last_traj: With ``HerReplayBuffer``, whether the last trajectory is over
-        :raises ValueError: if it was filled in other spaces, or by another number of environments
+        :param path: Path to the pickled replay buffer (unpickling runs code: load only files that you trust).
+        :param truncate_last_traj: With ``HerReplayBuffer``, whether to end the last trajectory
+        :raises ValueError: if the buffer has other spaces or another number of environments than the model
         """
-        before = getattr(self, "replay_buffer", None)  # scripts delete it to free its memory
+        before = getattr(self, "replay_buffer", None)  # absent if a script has deleted it to free memory
         super().load_replay_buffer(path, truncate_last_traj)
         try:
             assert self.replay_buffer is not None
@@ -535,7 +548,7 @@ class SACV(SAC):
         Load parameters from a given zip-file or a nested dictionary, see ``BaseAlgorithm.set_parameters``.
         """
         if isinstance(load_path_or_dict, dict):
-            # PyTorch's optimizers keep the tensors they load, so that two models would share one state
+            # PyTorch's optimizers keep the tensors they load: two models would share one state
             load_path_or_dict = copy.deepcopy(load_path_or_dict)
         super().set_parameters(load_path_or_dict, exact_match, device)
 
@@ -550,86 +563,85 @@ class SACV(SAC):
         **kwargs: Any,
     ) -> SelfSACV:
         """
-        Make a SACV of a model that SB3's ``SAC`` trained: its actor, critics and temperature with their optimizers, its
-        options, counters and transitions. V, which SAC does not have, is fitted to them before training continues; nothing
-        else is learned here. V̄ replaces SAC's target critics.
+        Convert a model of SB3's ``SAC``: its actor, critics and temperature with their optimizers, its options, counters and
+        transitions. SAC has no V: it is fitted here, to the fixed actor and critics. V̄ replaces SAC's target critics.
 
-        A replay buffer is shared with the SAC, not copied. Where it holds fewer than ``collect_steps`` transitions, the policy
-        acts in ``env`` until it does, and these steps are counted. ``learning_starts`` is 0 afterwards: the warm-up is over.
+        The replay buffer is shared with the SAC, not copied. If it holds fewer than ``collect_steps`` transitions, the policy
+        collects the rest in ``env``; these steps are counted. ``learning_starts`` is 0 afterwards, as the warm-up is over.
 
-        :param path_or_model: SAC model, or what ``SAC.save`` wrote (as with ``SAC.load``: open only files that you trust)
-        :param env: to continue in, wrapped in ``VecNormalize`` if the SAC was trained so; None takes the model's own
-        :param fit_value_steps: gradient steps that fit V
-        :param replay_buffer: transitions, or the path of what ``save_replay_buffer`` wrote (a pickle: only files that you
-            trust); None takes those that the model holds
-        :param kwargs: ``collect_steps`` (5,000), ``policy`` for a SAC with a policy class of its own, ``device``, and
-            arguments of this class instead of the SAC's
+        :param path_or_model: SAC model, or a file that ``SAC.save`` wrote (as with ``SAC.load``: only files that you trust)
+        :param env: the environment to continue in, wrapped in ``VecNormalize`` if the SAC was trained with it; None uses the
+            SAC's environment
+        :param fit_value_steps: number of gradient steps that fit V
+        :param replay_buffer: a replay buffer, or the path of a file that ``save_replay_buffer`` wrote (a pickle: only files
+            that you trust); None uses the SAC's
+        :param kwargs: ``collect_steps`` (5,000), ``policy`` for a SAC with a custom policy class, ``device``, and arguments
+            of this class that replace the SAC's
         :return: the new model
-        :raises ValueError: if the model is no SAC, its policy has no counterpart, the environment does not fit, or there is
-            neither an environment nor a replay buffer to fit V on
+        :raises ValueError: if the model is no SAC, its policy has no counterpart, the environment does not fit, or V cannot
+            be fitted because there is neither an environment nor a replay buffer
         """
         fit: dict[str, Any] = dict(fit_value_steps=fit_value_steps, replay_buffer=replay_buffer)
         return transfer.from_sac(cls, path_or_model, env, **fit, **kwargs)
 
     def to_sac(self, policy: str | type[SACPolicy] | None = None) -> SAC:
         """
-        Make a model of SB3's ``SAC`` that predicts the same and can train on, see ``transfer.to_sac``. The replay buffer and
-        the environment are shared, not copied: only one of the two models should train on.
+        Convert to a model of SB3's ``SAC`` that predicts the same and can continue training, see ``transfer.to_sac``. The
+        replay buffer and the environment are shared, not copied: continue training with only one of the two models.
 
-        :param policy: the policy class; None takes SB3's own that stands for this model's
-        :return: the SAC, whose target critics are copies of the critics
-        :raises ValueError: if the policy has no counterpart in SB3 and none is given
+        :param policy: the policy class of the SAC; None uses SB3's counterpart of this model's class
+        :return: the SAC; its target critics are copies of the critics
+        :raises ValueError: if ``policy`` is None and the policy class has no counterpart in SB3
         """
         return transfer.to_sac(self, policy)
 
     def predict_values(self, observation: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         """
-        Soft state values V(s): what the policy is expected to collect from s on, Σ_k γ^k (r_{t+k} + α·H(π(·|s_{t+k}))),
-        k from 0 (Eq. 3 of the paper). Discounted by ``gamma``, entropy included (where ``action_prior`` is
-        not "uniform", minus the divergence from the prior instead), in the reward's scale after ``reward_scale`` and after
-        ``VecNormalize``.
+        Soft state values V(s): the expected soft return of the policy from s, Σ_k γ^k (r_{t+k} + α·H(π(·|s_{t+k}))), k from 0
+        (Eq. 3 of the paper). With another ``action_prior`` than "uniform", minus the divergence from the prior replaces the
+        entropy H. The unit is that of the reward after ``VecNormalize`` and ``reward_scale``.
 
-        :param observation: as ``predict`` takes it, one observation or a batch of n, normalized if the model was trained
-            with ``VecNormalize``
+        :param observation: one observation or a batch of n, as for ``predict`` (normalized if the model was trained with
+            ``VecNormalize``)
         :return: shape (n,), or () for one observation
         """
         return predictions.values(self, observation)
 
     def predict_q_values(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
         """
-        Soft action values Q_i(s, a) of every critic, in the unit of ``predict_values``; they exclude the entropy at s itself.
+        Soft action values Q_i(s, a) of every critic, in the unit of ``predict_values``. They exclude the entropy at s itself.
 
-        :param observation: as ``predict`` takes it, one observation or a batch of n
-        :param actions: in the environment's own units, one for each observation, shape (n, *action_shape), or
-            action_shape for one observation
+        :param observation: one observation or a batch of n, as for ``predict``
+        :param actions: one per observation in the environment's own units, shape (n, *action_shape), or action_shape for one
+            observation
         :return: shape (n, n_critics), or (n_critics,) for one observation
-        :raises ValueError: if the actions are out of the action space or not one for each observation
+        :raises ValueError: if an action is outside the action space, or the number of actions is wrong
         """
         return predictions.q_values(self, observation, actions)
 
     def action_log_prob(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
         """
-        Log-density of actions under the policy, Eq. 21 of the paper with the Jacobian of the scaling to the
-        environment's units included: exp of it integrates to 1 over the action space, up to the 1e-6 inside the logarithm of
-        the squashing, which is felt where the policy is saturated (|a| > 0.999). At the very bounds, where the density of a
-        squashed Gaussian is a limit, the closest action inside counts.
+        Log-density of actions under the policy in the environment's units, Eq. 21 of the paper. It includes the Jacobian of
+        the action scaling, so that the density integrates to 1 over the action space. The 1e-6 inside the logarithm of the
+        squashing only matters where the policy is saturated (|a| > 0.999). An action at a bound is evaluated at the closest
+        number inside.
 
-        :param observation: as ``predict`` takes it, one observation or a batch of n
-        :param actions: in the environment's own units, one for each observation, shape (n, *action_shape), or
-            action_shape for one observation
+        :param observation: one observation or a batch of n, as for ``predict``
+        :param actions: one per observation in the environment's own units, shape (n, *action_shape), or action_shape for one
+            observation
         :return: nats, shape (n,), or () for one observation
-        :raises ValueError: if the actions are out of the action space or not one for each observation
+        :raises ValueError: if an action is outside the action space, or the number of actions is wrong
         """
         return predictions.log_prob(self, observation, actions)
 
     def entropy(self, observation: np.ndarray | dict[str, np.ndarray], n_samples: int = 128, seed: int = 0) -> np.ndarray:
         """
-        Differential entropy of the policy over the squashed action in [-1, 1], a Monte Carlo estimate. Its random generator is
-        its own, so that the training's random numbers stay the same.
+        Monte Carlo estimate of the policy's differential entropy over the squashed action in [-1, 1]. It uses its own random
+        generator and does not affect the random numbers of training.
 
-        :param observation: as ``predict`` takes it, one observation or a batch of n
-        :param n_samples: sampled actions for each observation
-        :param seed: of the samples
+        :param observation: one observation or a batch of n, as for ``predict``
+        :param n_samples: sampled actions per observation
+        :param seed: seed of the samples
         :return: nats, shape (n,), or () for one observation
         :raises ValueError: if ``n_samples`` is not a positive whole number
         """
@@ -638,21 +650,21 @@ class SACV(SAC):
 
     def save_checkpoint(self, folder: str | pathlib.Path) -> None:
         """
-        Write the whole training to a folder, to continue from with ``load_checkpoint``: see ``checkpoint.save_checkpoint``,
-        and ``checkpoint.ResumableCheckpoint`` for doing so during ``learn()``.
+        Write the complete training state to a folder, for ``load_checkpoint``. See ``checkpoint.save_checkpoint``, and
+        ``checkpoint.ResumableCheckpoint`` to do this during ``learn()``.
 
-        :param folder: of the run
-        :raises CheckpointError: if it cannot be stored or written
+        :param folder: folder of the run
+        :raises CheckpointError: if the state cannot be stored or written
         """
         checkpoint.save_checkpoint(self, folder)
 
     def load_checkpoint(self, folder: str | pathlib.Path) -> checkpoint.Resumed:
         """
-        Continue from the newest checkpoint of a folder, see ``checkpoint.load_checkpoint``.
+        Continue from the newest checkpoint in a folder, see ``checkpoint.load_checkpoint``.
 
-        :param folder: of the run
-        :return: true if the training continues exactly as if it had never stopped; else it says why not
-        :raises CheckpointError: if there is none, it is damaged, or it is of another model
+        :param folder: folder of the run
+        :return: true if training continues exactly as if it had never stopped; otherwise it says why not
+        :raises CheckpointError: if there is no checkpoint, it is damaged, or it belongs to another model
         """
         return checkpoint.load_checkpoint(self, folder)
 
@@ -668,10 +680,10 @@ class SACV(SAC):
 def _number_at(progress: float, name: str, value: float | Schedule) -> float:
     """
     :param progress: the remaining progress, from 1 to 0
-    :param name: of a learning rate or the reward scale
+    :param name: name of the learning rate or reward scale
     :param value: a number or a function of the remaining progress
     :return: the number at that progress
-    :raises ValueError: if it is none, negative or infinite
+    :raises ValueError: if it is not a finite, non-negative number
     """
     try:
         number = float(value(progress) if callable(value) else value)
@@ -679,18 +691,18 @@ def _number_at(progress: float, name: str, value: float | Schedule) -> float:
         number = math.nan
     if not 0.0 <= number < math.inf:
         if not callable(value):
-            raise ValueError(f"{name} must be a finite number that is not negative, or a schedule of such, got {value!r}.")
+            raise ValueError(f"{name} must be a finite non-negative number or a schedule of such numbers, got {value!r}.")
         raise ValueError(
-            f"The {name} schedule gave {number} at progress remaining {progress:.3f}: make it return finite numbers that "
-            "are not negative."
+            f"The {name} schedule returned {number} at progress remaining {progress:.3f}: make it return finite non-negative "
+            "numbers."
         )
     return number
 
 
 @lru_cache(maxsize=16)
 def _scalar(value: float, device: th.device) -> th.Tensor:
-    """:return: the number as a tensor, of shape () and made once; a graph reads it like any input"""
-    # As exact as Python's number; without dimensions it does not promote what it is combined with
+    """:return: the number as a cached tensor of shape (), an input of the graph like any other"""
+    # float64 is as exact as a Python float; a tensor without dimensions does not promote float32
     return th.tensor(value, dtype=th.float64, device=device)
 
 
@@ -698,8 +710,8 @@ def _consistent_n_steps(
     replay_buffer_class: type[ReplayBuffer] | None, replay_buffer_kwargs: dict[str, Any], gamma: float, n_steps: int
 ) -> int:
     """
-    :return: number of steps of the returns, also where an n-step buffer was given it
-    :raises ValueError: if model and n-step buffer were given different numbers, of which SB3 would use both
+    :return: number of steps of the n-step returns, given to the model or to an n-step buffer
+    :raises ValueError: if model and n-step buffer were given different numbers, since SB3 would use both
     """
     if not (isinstance(replay_buffer_class, type) and issubclass(replay_buffer_class, NStepReplayBuffer)):
         return n_steps
@@ -709,5 +721,5 @@ def _consistent_n_steps(
         ("n_steps", n_steps, own_steps if n_steps > 1 else n_steps),
     ):
         if value != own:
-            raise ValueError(f"{name} is {value} for the model and {own} in replay_buffer_kwargs: give it once, to the model.")
+            raise ValueError(f"{name} is {value} for the model but {own} in replay_buffer_kwargs: pass it once, to the model.")
     return own_steps

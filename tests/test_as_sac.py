@@ -226,7 +226,7 @@ class Plain(sac_policies.SACPolicy):
     """Nothing of its own."""
 
 
-class Derived(with_value_network(Plain)):  # type: ignore[misc]  # made when it runs
+class Derived(with_value_network(Plain)):  # type: ignore[misc]  # the base class is created at run time
     """Of a class that was made."""
 
 
@@ -312,7 +312,7 @@ class TestPlaying:
         observation, _ = PointGoalEnv().reset(seed=0)
         assert model.predict(observation)[0].shape == (1,)
         model.set_env(PointGoalEnv())
-        with pytest.raises(ValueError, match="loaded without an environment only predicts: load it with env="):
+        with pytest.raises(ValueError, match="loaded without an environment can only predict: load it with env="):
             model.learn(10)
         SACV.load(tmp_path / "model", env=PointGoalEnv()).learn(30)
 
@@ -322,16 +322,16 @@ def test_load_replay_buffer_of_others(tmp_path):
     model = filled(box_env())
     buffer = model.replay_buffer
     with pytest.raises(
-        ValueError, match=r"filled with observations in Box\(-1.0, 1.0, \(4,\).*the model's are in Box\(-1.0, 1.0, \(3,\)"
+        ValueError, match=r"holds observations in Box\(-1.0, 1.0, \(4,\).*the model's are in Box\(-1.0, 1.0, \(3,\)"
     ):
         model.load_replay_buffer(tmp_path / "other")
     filled(DummyVecEnv([box_env] * 2)).save_replay_buffer(tmp_path / "two")
-    with pytest.raises(ValueError, match="filled by 2 environments in parallel, the model has 1"):
+    with pytest.raises(ValueError, match="filled by 2 parallel environments, but the model has 1"):
         model.load_replay_buffer(tmp_path / "two")
     assert model.replay_buffer is buffer
     actions = spaces.Box(np.float32([-1, 0]), np.float32([2, 5]))
     filled(RandomEnv(box_env().observation_space, actions)).save_replay_buffer(tmp_path / "actions")
-    with pytest.raises(ValueError, match=r"filled with actions in Box\(\[-1.  0.\], \[2. 5.\].*the model's are in"):
+    with pytest.raises(ValueError, match=r"holds actions in Box\(\[-1.  0.\], \[2. 5.\].*the model's are in"):
         model.load_replay_buffer(tmp_path / "actions")
     assert model.replay_buffer is buffer
     # As scripts do to free the memory first

@@ -54,7 +54,7 @@ ALGORITHMS: list[type[OffPolicyAlgorithm]] = [SACV, SAC]
 @contextlib.contextmanager
 def claimed_elsewhere(folder: Path) -> Iterator[None]:
     """Another process has claimed the folder."""
-    pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
+    pytest.importorskip("fcntl", reason="this system has no file locks")
     code = (
         f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
     )

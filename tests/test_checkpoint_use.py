@@ -210,7 +210,7 @@ def test_an_environment_that_dies_is_an_error(tmp_path):
 
 def is_claimed(folder: Any) -> bool:
     """Whether another process would be refused."""
-    pytest.importorskip("fcntl", reason="locks of files are not to be had on this system")
+    pytest.importorskip("fcntl", reason="this system has no file locks")
     code = f"import fcntl; fcntl.lockf(open({str(folder / '.lock')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode != 0
 
@@ -321,7 +321,7 @@ class TestRefusedAtOnce:
         """Though the lock's file of an earlier run can be written."""
         nobody = 65534
         if not hasattr(os, "seteuid") or os.geteuid() != 0:
-            pytest.skip("only root can make a folder that somebody else cannot write to")
+            pytest.skip("needs root, to make a folder that another user cannot write to")
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             folder.joinpath(".lock").touch()

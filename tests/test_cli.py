@@ -97,8 +97,8 @@ def test_a_front_end_of_our_own_is_one_line(
 
 
 def test_a_plot_of_too_few_runs_says_what_it_needs() -> None:
-    names = {"__name__": "rl_zoo3.plots.plot_from_file"}
+    names: dict[str, Any] = {"__name__": "rl_zoo3.plots.plot_from_file"}
     exec("def plot():\n    return min([])", names)
     with pytest.raises(ValueError) as caught:
-        names["plot"]()  # type: ignore[operator]
+        names["plot"]()
     assert "--rliable needs evaluations of several runs" in str(launcher._sentence(caught.value))

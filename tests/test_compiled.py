@@ -252,6 +252,7 @@ class TestHooks:
     def test_of_a_gradient(self, monkeypatch):
         """Registered before the first update: the critics do not learn, the others do. As "auto" has it, too."""
         monkeypatch.setattr(choice, "BREAK_EVEN_UPDATES", 5)
+        monkeypatch.setattr(choice, "EAGER_UPDATES", 0)
         for execution in ("eager", "compiled", "auto"):
             model = filled(box_env(), execution=execution)
             for param in model.critic.parameters():

@@ -158,10 +158,7 @@ def check_command(words: list[str]) -> None:
         front_end = next(argument for argument in arguments if not argument.startswith("-") or argument == "--help")
         assert (
             front_end == "--help"
-            or front_end
-            in pytest.importorskip(
-                "sb3_softvalue.zoo.launcher", reason="sb3_softvalue.zoo.launcher is not installed"
-            ).FRONT_ENDS
+            or front_end in pytest.importorskip("sb3_softvalue.zoo.launcher", reason="RL Zoo is not installed").FRONT_ENDS
         ), words
     else:
         assert program in PROGRAMS, f"{words}: is {program} a program that readers have? Then name it in PROGRAMS."

@@ -28,10 +28,10 @@ HALF_BOUNDED = spaces.Box(np.array([-1.0, -1.0]), np.array([1.0, np.inf]), dtype
         (spaces.Discrete(3), r"continuous actions.*Discrete\(3\).*use DQN or PPO"),
         (spaces.MultiDiscrete([3, 2]), r"continuous actions.*MultiDiscrete.*PPO or A2C"),
         (spaces.MultiBinary(4), r"continuous actions.*MultiBinary.*PPO or A2C"),
-        (UNBOUNDED, r"finite bounds.*finite low and high"),
-        (HALF_BOUNDED, r"finite bounds.*finite low and high"),
-        (spaces.Box(0, 10, (2,), dtype=np.int64), r"real numbers.*whole ones.*dtype=np\.float32"),
-        (spaces.Box(-3e38, 3e38, (2,), dtype=np.float32), "width of their bounds, which is too large for float32"),
+        (UNBOUNDED, r"finite action bounds.*finite low and high"),
+        (HALF_BOUNDED, r"finite action bounds.*finite low and high"),
+        (spaces.Box(0, 10, (2,), dtype=np.int64), r"actions are floats.*truncated to integers.*dtype=np\.float32"),
+        (spaces.Box(-3e38, 3e38, (2,), dtype=np.float32), "by high - low, which overflows float32"),
     ],
 )
 # gymnasium's, for an infinite bound
@@ -45,25 +45,25 @@ def test_action_space(action_space, match):
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    (dict(reward_scale=-1.0), ValueError, "reward_scale must be a number that is positive, or a schedule"),
-    (dict(reward_scale=0.0), ValueError, "reward_scale must be a number that is positive"),
-    (dict(reward_scale=float("nan")), ValueError, "reward_scale must be a number that is positive"),
-    (dict(reward_scale="5"), ValueError, "reward_scale must be a number"),
+    (dict(reward_scale=-1.0), ValueError, "reward_scale must be a positive number or a schedule"),
+    (dict(reward_scale=0.0), ValueError, "reward_scale must be a positive number"),
+    (dict(reward_scale=float("nan")), ValueError, "reward_scale must be a positive number"),
+    (dict(reward_scale="5"), ValueError, "reward_scale must be a positive number"),
     (dict(target_update_interval=0), ValueError, "target_update_interval must be a whole number of at least 1, got 0"),
     (dict(target_update_interval=1.5), ValueError, "target_update_interval must be a whole number"),
     (dict(target_update_interval=True), ValueError, "target_update_interval must be a whole number"),
-    (dict(tau=1.5), ValueError, "tau must lie between 0 and 1, got 1.5"),
-    (dict(tau=-0.1), ValueError, "tau must lie between 0 and 1"),
-    (dict(tau="0.1"), ValueError, "tau must lie between 0 and 1, got '0.1'"),
-    (dict(gamma=1.01), ValueError, "gamma must lie between 0 and 1"),
+    (dict(tau=1.5), ValueError, "tau must be between 0 and 1, got 1.5"),
+    (dict(tau=-0.1), ValueError, "tau must be between 0 and 1"),
+    (dict(tau="0.1"), ValueError, "tau must be between 0 and 1, got '0.1'"),
+    (dict(gamma=1.01), ValueError, "gamma must be between 0 and 1"),
     (dict(action_prior="gaussian"), ValueError, "action_prior must be one of 'uniform', 'normalized_uniform', 'normal'"),
     (dict(max_grad_norm=0.0), ValueError, "max_grad_norm must be a positive number.*use None for no clipping"),
     (dict(max_grad_norm=-1.0), ValueError, "max_grad_norm must be a positive number"),
     (dict(max_grad_norm="1"), ValueError, "max_grad_norm must be a positive number, got '1'"),
-    (dict(learning_rate=-1e-3), ValueError, "learning_rate must be a number that is not negative"),
-    (dict(qf_learning_rate=-1e-3), ValueError, "qf_learning_rate must be a number that is not negative"),
-    (dict(vf_learning_rate="fast"), ValueError, "vf_learning_rate must be a number that is not negative, or a schedule"),
-    (dict(ent_coef_learning_rate=float("inf")), ValueError, "ent_coef_learning_rate must be a number"),
+    (dict(learning_rate=-1e-3), ValueError, "learning_rate must be a non-negative number"),
+    (dict(qf_learning_rate=-1e-3), ValueError, "qf_learning_rate must be a non-negative number"),
+    (dict(vf_learning_rate="fast"), ValueError, "vf_learning_rate must be a non-negative number or a schedule"),
+    (dict(ent_coef_learning_rate=float("inf")), ValueError, "ent_coef_learning_rate must be a non-negative number"),
     (dict(ent_coef=-0.1), ValueError, "ent_coef must be finite and not negative.*use 0"),
     (dict(ent_coef=float("nan")), ValueError, "ent_coef must be finite and not negative"),
     (dict(ent_coef="learned"), ValueError, "ent_coef must be a number, 'auto' or 'auto_<initial value>', got 'learned'"),
@@ -80,15 +80,19 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         dict(replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(gamma=0.5)),
         ValueError,
-        "gamma is 0.99 for the model and 0.5 in replay_buffer_kwargs: give it once",
+        "gamma is 0.99 for the model but 0.5 in replay_buffer_kwargs: pass it once",
     ),
     (
         dict(n_steps=2, replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=4)),
         ValueError,
-        "n_steps is 2 for the model and 4 in replay_buffer_kwargs: give it once",
+        "n_steps is 2 for the model but 4 in replay_buffer_kwargs: pass it once",
     ),
     (dict(policy_kwargs=dict(n_critics=0)), ValueError, "n_critics must be a whole number of at least 1, got 0"),
-    (dict(policy_kwargs=dict(optimizer_class=th.optim.LBFGS)), ValueError, "from gradients alone and LBFGS needs a closure"),
+    (
+        dict(policy_kwargs=dict(optimizer_class=th.optim.LBFGS)),
+        ValueError,
+        "optimizer_class must not need a closure, but LBFGS",
+    ),
     (dict(replay_buffer_class=RolloutBuffer), ValueError, "must be a subclass of SB3's ReplayBuffer, got .*RolloutBuffer"),
     (dict(replay_buffer_class="HER"), ValueError, "must be a subclass of SB3's ReplayBuffer, got 'HER'"),
     (dict(replay_buffer_class=HerReplayBuffer), ValueError, "HerReplayBuffer needs Dict observations"),
@@ -124,13 +128,13 @@ SMALL_IMAGE = spaces.Box(0, 255, (8, 8, 3), dtype=np.uint8)
 @pytest.mark.parametrize(
     "observation_space, policy, match",
     [
-        (spaces.Box(-1.0, 1.0, ()), "MlpPolicy", "Observations must have an axis"),
-        (spaces.MultiDiscrete([[2, 3], [4, 2]]), "MlpPolicy", "MultiDiscrete observations of one axis"),
-        (SMALL_IMAGE, "CnnPolicy", r"needs 36 by 36 pixels or more, got Box\(0, 255, \(3, 8, 8\)"),
-        (spaces.Dict(image=SMALL_IMAGE), "MultiInputPolicy", "needs 36 by 36 pixels or more"),
+        (spaces.Box(-1.0, 1.0, ()), "MlpPolicy", "Observations must have at least one dimension"),
+        (spaces.MultiDiscrete([[2, 3], [4, 2]]), "MlpPolicy", "one-dimensional MultiDiscrete observations only"),
+        (SMALL_IMAGE, "CnnPolicy", r"needs images of at least 36 by 36 pixels, got Box\(0, 255, \(3, 8, 8\)"),
+        (spaces.Dict(image=SMALL_IMAGE), "MultiInputPolicy", "needs images of at least 36 by 36 pixels"),
         (spaces.Dict(), "MultiInputPolicy", "Observations must have at least one key"),
-        (spaces.Dict({"a.b": OBSERVATIONS}), "MultiInputPolicy", "cannot be called 'a.b'.*rename the key"),
-        (spaces.Dict({"keys": OBSERVATIONS}), "MultiInputPolicy", "cannot be called 'keys'.*rename the key"),
+        (spaces.Dict({"a.b": OBSERVATIONS}), "MultiInputPolicy", "no module with the name 'a.b': rename this key"),
+        (spaces.Dict({"keys": OBSERVATIONS}), "MultiInputPolicy", "no module with the name 'keys': rename this key"),
     ],
     ids=str,
 )
@@ -146,14 +150,14 @@ def behind(observation_space: spaces.Space) -> DummyVecEnv:
 @pytest.mark.parametrize(
     "make_env, policy, match",
     [
-        (lambda: VecNormalize(behind(IMAGE), norm_obs=False), "CnnPolicy", "put it around the wrappers that change"),
-        (lambda: VecFrameStack(VecNormalize(behind(OBSERVATIONS)), 2), "MlpPolicy", "put it around the wrappers that change"),
-        (lambda: VecNormalize(behind(spaces.Discrete(5)), norm_obs=False), "MlpPolicy", r"cannot store Discrete\(5\) behind"),
+        (lambda: VecNormalize(behind(IMAGE), norm_obs=False), "CnnPolicy", "make VecNormalize the outermost wrapper"),
+        (lambda: VecFrameStack(VecNormalize(behind(OBSERVATIONS)), 2), "MlpPolicy", "make VecNormalize the outermost wrapper"),
+        (lambda: VecNormalize(behind(spaces.Discrete(5)), norm_obs=False), "MlpPolicy", r"cannot store Discrete\(5\) with"),
     ],
     ids=["image", "VecFrameStack", "Discrete"],
 )
 def test_vec_normalize_inside(make_env, policy, match):
-    """SB3's replay buffer holds what VecNormalize was given; SAC fails too, while it trains."""
+    """SB3's replay buffer stores what VecNormalize received; SAC fails too, during training."""
     with pytest.raises(ValueError, match=match):
         small(SACV, make_env(), policy=policy)
     with pytest.raises(ValueError, match=f"{match}|spaces do not match"):
@@ -192,12 +196,12 @@ SCHEDULES = ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_
 @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan"), "x"])
 def test_schedule(name, value):
     """Refused at once where it starts badly, and at the gradient step where it becomes so."""
-    with pytest.raises(ValueError, match=f"The {name} schedule gave .* at progress remaining 1.000"):
+    with pytest.raises(ValueError, match=f"The {name} schedule returned .* at progress remaining 1.000"):
         small(SACV, box_env(), **{name: lambda _: value})
     model = filled(box_env(), **{name: lambda progress: 1e-3 if progress == 1.0 else value})
     model._current_progress_remaining = 0.5
     before = {name: param.clone() for name, param in model.policy.state_dict().items()}
-    with pytest.raises(ValueError, match=f"The {name} schedule gave .* at progress remaining 0.500"):
+    with pytest.raises(ValueError, match=f"The {name} schedule returned .* at progress remaining 0.500"):
         train(model, 1)
     assert all(th.equal(param, before[name]) for name, param in model.policy.state_dict().items())
 
@@ -207,7 +211,7 @@ def test_number_set_later(name):
     model = filled(box_env())
     setattr(model, name, -1.0)
     with pytest.raises(
-        ValueError, match=f"^{name} must be a finite number that is not negative, or a schedule of such, got -1"
+        ValueError, match=f"^{name} must be a finite non-negative number or a schedule of such numbers, got -1"
     ):
         train(model, 1)
     assert model._n_updates == 0

@@ -189,6 +189,7 @@ class TestChoice:
 
         monkeypatch.setattr(executor, "CompiledGradients", pretend)
         monkeypatch.setattr(choice, "BREAK_EVEN_UPDATES", 50)
+        monkeypatch.setattr(choice, "EAGER_UPDATES", 0)
         return made
 
     def test_short_runs_are_eager(self, made, capsys):
@@ -196,20 +197,29 @@ class TestChoice:
         model.learn(30)
         assert model._resolved_execution == "eager" and not made
         out = capsys.readouterr().out
-        assert out.count("Update executed by") == 1
-        assert "Update executed by 'eager': 20 updates are too few to pay for a compilation (50)" in out
+        assert out.count("Updates run with") == 1
+        assert "Updates run with execution='eager': compilation pays off from 50 updates, this run has 20" in out
 
     def test_long_run_compiles_at_once(self, made, capsys):
         model = small(SACV, box_env(), verbose=1)
         model.learn(70)
         assert model._resolved_execution == "compiled" and made == [False]
-        assert capsys.readouterr().out.count("Update executed by 'compiled': 60 updates pay for the preparation") == 1
+        assert capsys.readouterr().out.count("Updates run with execution='compiled': it pays off with 60 updates") == 1
 
     def test_no_end(self, made, capsys):
         """Until a callback stops it."""
         model = small(SACV, box_env(), verbose=1)
         model.learn(float("inf"), callback=lambda local, _: local["self"].num_timesteps < 30)
-        assert model._resolved_execution == "compiled" and "inf updates pay" in capsys.readouterr().out
+        assert model._resolved_execution == "compiled" and "pays off with inf updates" in capsys.readouterr().out
+
+    def test_stopped_early(self, made, monkeypatch):
+        """A run that a callback stops early does not pay for compilation; one that continues does."""
+        monkeypatch.setattr(choice, "EAGER_UPDATES", 20)
+        model = small(SACV, box_env())
+        model.learn(10**6, callback=lambda local, _: model._n_updates < 20)
+        assert model._resolved_execution == "eager" and not made
+        model.learn(10**6, callback=lambda local, _: model._n_updates < 21, reset_num_timesteps=False)
+        assert model._resolved_execution == "compiled" and made == [False]
 
     def test_many_short_runs_compile_once(self, made):
         model = small(SACV, box_env())
@@ -250,10 +260,10 @@ class TestChoice:
         model.learn(5, reset_num_timesteps=False)
         assert model._resolved_execution == "compiled" and made == [False]
 
-    @pytest.mark.skipif(th.cuda.is_available(), reason="is about machines without CUDA")
+    @pytest.mark.skipif(th.cuda.is_available(), reason="needs a machine without CUDA")
     def test_cuda_graph_without_cuda(self):
         model = small(SACV, box_env(), execution="cuda_graph")
-        with pytest.raises(ValueError, match="a CUDA graph needs a CUDA device, and the model is on cpu"):
+        with pytest.raises(ValueError, match="a CUDA graph needs a CUDA device, but the model is on cpu"):
             model.learn(20)
 
     def test_unknown(self):
@@ -320,13 +330,14 @@ HABITS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("kwargs, reason", HABITS.values(), ids=HABITS)
 def test_what_a_graph_would_not_repeat_runs_eagerly(kwargs, reason, verbose, monkeypatch, compilations):
     monkeypatch.setattr(choice, "BREAK_EVEN_UPDATES", 1)
+    monkeypatch.setattr(choice, "EAGER_UPDATES", 0)
     options: dict[str, Any] = dict(kwargs) if "use_sde" in kwargs else dict(policy_kwargs=dict(net_arch=[8]) | kwargs)
     expected = filled(box_env(), execution="eager", **options)
     model = filled(box_env(), verbose=verbose, **options)
     random.seed(0)
     run(expected, (5, 1.0), (3, 1.0))
     random.seed(0)
-    with pytest.warns(UserWarning, match=f"SACV continues with execution='eager': {reason}") as told:
+    with pytest.warns(UserWarning, match=f"SACV falls back to execution='eager': {reason}") as told:
         run(model, (5, 1.0), (3, 1.0))
     assert len(told) == 1
     assert model._resolved_execution == "eager" and not compilations
@@ -360,9 +371,10 @@ def test_failing_compiler(monkeypatch):
 
     monkeypatch.setattr("torch._inductor.compile", no_compiler)
     monkeypatch.setattr(choice, "BREAK_EVEN_UPDATES", 10)
+    monkeypatch.setattr(choice, "EAGER_UPDATES", 0)
     expected, model = filled(box_env(), execution="eager"), filled(box_env())
     run(expected, *CALLS)
-    match = r"continues with execution='eager': 'compiled' failed with no C\+\+ compiler found\.$"
+    match = r"falls back to execution='eager': 'compiled' failed with no C\+\+ compiler found\.$"
     with pytest.warns(UserWarning, match=match) as told:
         run(model, *CALLS)
     assert len(told) == 1

@@ -127,7 +127,7 @@ def test_entropy_shows_the_uniform_policy() -> None:
 
 
 def test_landscape_needs_few_dimensions() -> None:
-    with pytest.raises(ValueError, match="needs a task whose observations are two or three numbers"):
+    with pytest.raises(ValueError, match="needs observations of two or three numbers"):
         figures.value_landscape(make_recording(landscape=False))
 
 
@@ -171,7 +171,7 @@ def test_errors_of_the_command(tmp_path: Any, capsys: pytest.CaptureFixture[str]
     Recording(info={}).save(tmp_path / "diagnostics.npz")
     with pytest.raises(SystemExit):
         figures.main([str(tmp_path)])
-    assert "holds no finished episode: train for longer" in capsys.readouterr().err
+    assert "contains no finished episode: train longer" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no finished episode to draw"):
         figures.learning_curve([])
 
@@ -197,7 +197,7 @@ def test_without_pillow(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
 
 
 def test_film(tmp_path: Any) -> None:
-    image_module = pytest.importorskip("PIL.Image", reason="PIL.Image is not installed")
+    image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     model = SACV("MlpPolicy", "Pendulum-v1", seed=0, buffer_size=1)
     with pytest.raises(ValueError, match='render_mode="rgb_array"'):
         figures.save_gif(model, gym.make("Pendulum-v1"), tmp_path / "film.gif")
@@ -208,7 +208,7 @@ def test_film(tmp_path: Any) -> None:
 
 
 def test_film_shows_v_and_what_is_collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    pytest.importorskip("PIL.Image", reason="PIL.Image is not installed")
+    pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     frame, drawn = film._frame, []
     monkeypatch.setattr(film, "_frame", lambda picture, curves, step: drawn.append(curves) or frame(picture, curves, step))
     # So small a temperature that the soft return is the return

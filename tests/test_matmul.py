@@ -12,7 +12,9 @@ from sb3_softvalue.execution.graph_pass import Bf16MatmulPass, MatmulRewritePass
 from tests.helpers import assert_same, box_env, filled, parameters_of, save_and_load, train
 
 native = pytest.mark.skipif(not matmul.multiplies_bfloat16(), reason="this processor has no instruction for bfloat16")
-NOTHING_TO_ROUND = "execution='mixed' is the same as 'compiled' here: no product between hidden layers has 64 or more"
+NOTHING_TO_ROUND = (
+    "execution='mixed' has no effect here and equals 'compiled': no product between hidden layers has at least 64"
+)
 
 
 def test_products_are_rewritten():
@@ -228,7 +230,7 @@ def test_mixed_update_is_near_the_float32_one(net_arch, tmp_path):
 @pytest.mark.parametrize(
     "instruction, options, reason",
     [
-        (False, {}, "this CPU has no instruction for bfloat16 products"),
+        (False, {}, "this CPU has no bfloat16 instructions"),
         (True, dict(use_sde=True), "gSDE draws its noise inside the network"),
     ],
 )

@@ -7,8 +7,8 @@ import pytest
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat, which reads notebooks, is not installed")
 nbclient = pytest.importorskip("nbclient", reason="nbclient, which runs notebooks, is not installed")
-pytest.importorskip("ipykernel", reason="the kernel of the notebooks is not installed")
-pytest.importorskip("matplotlib", reason="the notebooks draw with matplotlib, which is not installed")
+pytest.importorskip("ipykernel", reason="ipykernel, which runs the notebooks, is not installed")
+pytest.importorskip("matplotlib", reason="matplotlib, which the notebooks need, is not installed")
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / "examples" / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 300_000

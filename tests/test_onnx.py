@@ -16,7 +16,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 # The exporter's dependencies, not ours; the synthetic environments give large rewards
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Rewards of .* mean values near:UserWarning"
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Rewards average .* values reach about:UserWarning"
 )
 
 IMAGE = spaces.Box(0, 255, shape=(36, 36, 1), dtype=np.uint8)
@@ -125,18 +125,20 @@ def test_refused(tmp_path):
     path = tmp_path / "model.onnx"
     named = RandomEnv(spaces.Dict(action=spaces.Box(-1.0, 1.0, (2,)), value=spaces.Discrete(3)))
     model = filled(named, policy="MultiInputPolicy")
-    with pytest.raises(ValueError, match=r"have the names of the observations \['action', 'value'\]: rename"):
+    with pytest.raises(
+        ValueError, match=r"The observations \['action', 'value'\] have the names of the graph's outputs: rename"
+    ):
         export_onnx(model, path)
-    with pytest.raises(ValueError, match=r"names of the observations \['action'\]"):
+    with pytest.raises(ValueError, match=r"The observations \['action'\] have the names"):
         export_onnx(model, path, include_value=False)
-    with pytest.raises(ValueError, match=r"SAC has no V: export with include_value=False, or what SACV\.from_sac"):
+    with pytest.raises(ValueError, match=r"SAC has no V: export with include_value=False, or convert it with SACV\.from_sac"):
         export_onnx(SAC("MlpPolicy", box_env(), **SMALL), path)
     with pytest.raises(ValueError, match="vec_normalize must be a VecNormalize, got str"):
         export_onnx(filled(box_env()), path, vec_normalize="vecnormalize.pkl")
     other = VecNormalize(DummyVecEnv([lambda: RandomEnv(IMAGE)]), norm_obs=True)
-    with pytest.raises(ValueError, match=r"statistics of shape \(36, 36, 1\), the model's observation has shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"statistics of shape \(36, 36, 1\), but the model's observation has shape \(3,\)"):
         export_onnx(filled(box_env()), path, vec_normalize=other)
     other = VecNormalize(DummyVecEnv([lambda: RandomEnv(spaces.Dict(other=box_env().observation_space))]))
-    with pytest.raises(ValueError, match="normalises 'other', which is no observation"):
+    with pytest.raises(ValueError, match="normalizes 'other', which the model does not observe"):
         export_onnx(filled(box_env()), path, vec_normalize=other)
     assert not path.exists()

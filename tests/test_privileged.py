@@ -316,15 +316,15 @@ def test_missing_observations_are_named():
     one = model.observation_space.sample()
     own, action = {SEEN: one[SEEN]}, model.action_space.sample()
     for read in (lambda: model.predict_values(own), lambda: model.predict_q_values(own, action)):
-        with pytest.raises(ValueError, match=r"Q and V read all observations, of which \['discrete'\] must not be missing"):
+        with pytest.raises(ValueError, match=r"Q and V need all observations, but \['discrete'\] is missing"):
             read()
-    with pytest.raises(ValueError, match=r"The actor sees \['vector'\], of which \['vector'\] must not be missing"):
+    with pytest.raises(ValueError, match=r"The actor needs the observations \['vector'\], but \['vector'\] is missing"):
         model.predict({HIDDEN: one[HIDDEN]})
 
 
 def test_moves_to_and_from_sac():
     sac = small(SAC, env(), "MultiInputPolicy").learn(20)
-    with pytest.raises(ValueError, match="from_sac cannot take actor_keys, since SAC's actor has learned from all"):
+    with pytest.raises(ValueError, match="from_sac cannot use actor_keys, since SAC's actor was trained on all"):
         SACV.from_sac(sac, fit_value_steps=0, policy_kwargs=dict(actor_keys=[SEEN]))
     with pytest.raises(ValueError, match="SB3's SAC has no actor_keys: use export_onnx"):
         privileged().to_sac()

@@ -180,7 +180,7 @@ def outcome(observation_space: spaces.Space, action_space: spaces.Space, n_envs:
     :raises AssertionError: if it broke otherwise than by a refusal that explains itself
     """
     # SB3's vectorised environments know fewer spaces, and refuse the others before a model sees them
-    make = lambda: AnySpaces(observation_space, action_space)  # noqa: E731 (a name for the call below)
+    make = lambda: AnySpaces(observation_space, action_space)  # noqa: E731 (used twice below)
     env = make() if n_envs == 1 else DummyVecEnv([make] * n_envs)
     model = None
     try:

@@ -239,7 +239,7 @@ def test_errors():
     model = small(SACV, box_env())
     observations, actions = np.zeros((2, 3), dtype=np.float32), np.full((2, 2), 0.1, dtype=np.float32)
     for read in (model.predict_q_values, model.action_log_prob):
-        with pytest.raises(ValueError, match="Got 2 observations but 1 actions: pass one action for each"):
+        with pytest.raises(ValueError, match="Got 2 observations but 1 actions: pass one action per observation"):
             read(observations, actions[:1])
         with pytest.raises(ValueError, match=r"Got actions of shape \(2, 3\)"):
             read(observations, np.zeros((2, 3)))

@@ -12,7 +12,7 @@ from sb3_softvalue import SACV
 from sb3_softvalue.diagnostics import SoftValueDiagnostics
 from sb3_softvalue.figures import report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="drives the browser: pip install selenium")
+webdriver = pytest.importorskip("selenium.webdriver", reason="Selenium, which drives the browser, is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

@@ -97,7 +97,7 @@ ACTION_SPACES = {
 
 
 # Of actions up to 100 its reward takes the square
-@pytest.mark.filterwarnings("ignore:Rewards of .* mean values near:UserWarning")
+@pytest.mark.filterwarnings("ignore:Rewards average .* values reach about:UserWarning")
 @pytest.mark.parametrize("model_class", MODEL_LIST)
 @pytest.mark.parametrize("space", ACTION_SPACES.values(), ids=ACTION_SPACES)
 def test_action_space(model_class, space, tmp_path):

@@ -131,7 +131,7 @@ def test_fit_reaches_the_targets(capsys):
 def test_options_in_place_of_the_sacs():
     model = SACV.from_sac(small(SAC, box_env()).learn(20), ent_coef=0.3, vf_learning_rate=1e-2, fit_value_steps=1)
     assert float(model.ent_coef_tensor) == pytest.approx(0.3) and model.vf_learning_rate == 1e-2
-    with pytest.raises(ValueError, match="The actor cannot be taken over"):
+    with pytest.raises(ValueError, match="The actor cannot be copied"):
         SACV.from_sac(small(SAC, box_env()), policy_kwargs=dict(net_arch=[9]))
 
 
@@ -141,15 +141,15 @@ class OwnPolicy(MlpPolicy):
 
 def test_refusals(tmp_path):
     sacv = small(SACV, box_env())
-    with pytest.raises(ValueError, match="has a value network already"):
+    with pytest.raises(ValueError, match="already has a value network"):
         SACV.from_sac(sacv)
-    with pytest.raises(ValueError, match=r"to_sac knows no counterpart of the policy .*OwnPolicy"):
+    with pytest.raises(ValueError, match=r"SB3 has no counterpart of the policy .*OwnPolicy"):
         small(SACV, box_env(), OwnPolicy).to_sac()
     assert isinstance(small(SACV, box_env(), OwnPolicy).to_sac(policy="MlpPolicy"), SAC)
     sac = small(SAC, box_env())
     with pytest.raises(ValueError, match="Observation spaces do not match"):
         SACV.from_sac(sac, box_env(4))
-    with pytest.raises(ValueError, match=r"filled with observations in Box\(-1.0, 1.0, \(4,\)"):
+    with pytest.raises(ValueError, match=r"holds observations in Box\(-1.0, 1.0, \(4,\)"):
         SACV.from_sac(sac, replay_buffer=filled(box_env(4)).replay_buffer)
     with pytest.raises(ValueError, match="the model has 2"):
         SACV.from_sac(sac, DummyVecEnv([box_env] * 2), replay_buffer=filled(box_env()).replay_buffer)
@@ -158,10 +158,10 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="fit_value_steps must be a whole number of at least 0, got -1"):
         SACV.from_sac(sac, fit_value_steps=-1)
     PPO("MlpPolicy", box_env()).save(tmp_path / "ppo")
-    with pytest.raises(ValueError, match="holds no model of SB3's SAC"):
+    with pytest.raises(ValueError, match="is no model of SB3's SAC"):
         SACV.from_sac(tmp_path / "ppo")
     sac.save(tmp_path / "sac")
-    with pytest.raises(ValueError, match="give from_sac an env"):
+    with pytest.raises(ValueError, match="give from_sac a replay_buffer, or an env"):
         SACV.from_sac(tmp_path / "sac")
     with pytest.raises(ValueError, match=r"SACV\.from_sac"):
         SACV.load(tmp_path / "sac")
@@ -172,7 +172,7 @@ def test_refusals(tmp_path):
 
 def test_neither_a_sac_nor_a_file():
     for other in (PPO("MlpPolicy", "Pendulum-v1", device="cpu"), None, 5):
-        with pytest.raises(ValueError, match=f"or the file that SAC.save wrote, got {type(other).__name__}"):
+        with pytest.raises(ValueError, match=f"or a file that SAC.save wrote, got {type(other).__name__}"):
             SACV.from_sac(other, "Pendulum-v1")
 
 

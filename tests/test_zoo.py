@@ -233,7 +233,7 @@ WRONG = {
     "parameter": (["train", *PENDULUM, "-params", "temperature:3"], "unexpected keyword argument 'temperature'"),
     "string": (["train", *PENDULUM, "-params", "learning_rate:lin_3e"], "quote a string twice"),
     "agent": (["enjoy", *PENDULUM, "-f", "nowhere", "--no-render"], "folder was not found"),
-    "display": (["enjoy", *PENDULUM, "-f", "nowhere"], "There is no display to draw on: add --no-render"),
+    "display": (["enjoy", *PENDULUM, "-f", "nowhere"], "There is no display: add --no-render"),
     "plot": (["plot_train", "-a", "sacv", "-e", "Pendulum-v1", "-f", "nowhere"], "No such file or directory"),
     "database": (
         ["train", *PENDULUM, "-optimize", "--storage", "sqlite:////nowhere/study.db", "--study-name", "test"],
@@ -315,5 +315,5 @@ def test_resume_is_for_off_policy_algorithms(
         )
     assert "Continuing from step 50" in capsys.readouterr().out
     monkeypatch.setattr(ExperimentManager, "learn", learn)
-    with pytest.raises(SystemExit, match="--resume works with off-policy algorithms, not with ppo"):
+    with pytest.raises(SystemExit, match="--resume works with off-policy algorithms only, not with ppo"):
         launch("train", "--algo", "ppo", *PENDULUM[2:], "-f", "logs", "-n", 5, "--resume=kept")

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def frames(video: Path) -> np.ndarray:
     """All frames of a video, shape (n, height, width, 3)."""
-    imageio = pytest.importorskip("imageio.v3", reason="imageio.v3 is not installed")
+    imageio = pytest.importorskip("imageio.v3", reason="imageio is not installed")
     pictures = np.stack(list(imageio.imiter(video)))
     gc.collect()
     return pictures

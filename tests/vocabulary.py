@@ -23,6 +23,8 @@ WORDS = {
     r"\b(be told|told|tell) from\b": "is (not) significant, distinguish from",
     r"\bbeyond chance\b": "significant",
     r"\bminutes of processor\b": "minutes of CPU time",
+    r"\bto be had\b": "available",
+    r"\bas (it|they) (was|were) before\b": "unchanged",
 }
 
 

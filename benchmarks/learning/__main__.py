@@ -64,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each run; with more, runs do not repeat exactly")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--results", type=pathlib.Path, help="folder, default: runs/learning or runs/learning-quick")
-    parser.add_argument("--note", default="", help="kept beside the results, such as what else the machine did")
+    parser.add_argument("--note", default="", help="stored with the results, such as other load on the machine")
     parser.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster that does the runs; --results on shared storage")
     parser.add_argument("--report", action="store_true", help="train nothing; figures and tables of the finished runs")
     args = parser.parse_args(argv)
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(seed_table(FinishedRuns(args.results)))
     if failures:
-        raise SystemExit(f"{len(failures)} runs failed; the same command tries them again.")
+        raise SystemExit(f"{len(failures)} of the runs failed; run the same command again to retry them.")
 
 
 def exit_at_once(number: int, frame: FrameType | None) -> NoReturn:

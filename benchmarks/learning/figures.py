@@ -44,7 +44,7 @@ def draw_task(axes: "Axes", runs: FinishedRuns, task: str, over_minutes: bool) -
         if not over_minutes:
             axes.fill_between(x[0], band[0], band[1], color=colour, alpha=0.2, linewidth=0)
     counts = {len(runs.table(task, name)) for name in runs.algorithms} - {0}
-    axes.set_title(f"{task}, {' or '.join(map(str, sorted(counts)))} seeds", fontsize=10)
+    axes.set_title(f"{task}, {' or '.join(map(str, sorted(counts)))} seed{'' if counts == {1} else 's'}", fontsize=10)
     if not over_minutes:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 

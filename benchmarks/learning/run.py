@@ -60,7 +60,7 @@ def processor_seconds() -> float:
 
 class EvaluationLog:
     """
-    The evaluations of a run, kept beside its checkpoints.
+    The evaluations of a run, stored next to its checkpoints.
 
     :param run: what is trained
     :param report: is called with each evaluation

@@ -1,4 +1,4 @@
-"""What a run learned: its entropy, actions and V(s), and V(s) against the soft returns collected."""
+"""Records and evaluates a run: entropy, actions and V(s), and V(s) compared with collected soft returns."""
 
 from sb3_softvalue.diagnostics.calibration import CALIBRATION_FILE, Calibration, evaluate_values
 from sb3_softvalue.diagnostics.callback import SoftValueDiagnostics

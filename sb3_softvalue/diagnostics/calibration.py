@@ -1,4 +1,4 @@
-"""V against the soft returns that a frozen policy collects."""
+"""Compares V with the soft returns that a frozen policy collects."""
 
 import pathlib
 from collections.abc import Sequence
@@ -22,18 +22,19 @@ CALIBRATION_FILE = "calibration.npz"
 
 @dataclass(frozen=True)
 class Calibration:
-    """V against the soft returns that a frozen policy collected; one entry of each array for each visited state."""
+    """V and the soft returns that a frozen policy collected, at each visited state."""
 
     values: np.ndarray
     """V(s), shape (n_states,)"""
     collected: np.ndarray
-    """Soft return from the same state on, shape (n_states,)"""
+    """Soft return collected from the same state, shape (n_states,)"""
     tail_weights: np.ndarray
-    """γ^steps left where the episode was truncated, 0 where it terminated: the share of V's own tail, shape (n_states,)"""
+    """Weight of the bootstrapped V in the soft return: γ^(remaining steps) if the episode was truncated, 0 if it terminated,
+    shape (n_states,)"""
     episodes: np.ndarray
-    """Number of the episode that the state belongs to, shape (n_states,)"""
+    """Index of the episode of each state, shape (n_states,)"""
     returns: np.ndarray
-    """Undiscounted sum of the rewards in the environment's own unit, shape (n_episodes,)"""
+    """Undiscounted sum of rewards of each episode in the environment's own unit, shape (n_episodes,)"""
 
     @property
     def slope(self) -> float:
@@ -47,7 +48,7 @@ class Calibration:
 
     @property
     def bias_error(self) -> float:
-        """Standard error of the bias over episodes (the states of one episode are not independent); NaN for one episode"""
+        """Standard error of the bias over episodes (states of one episode are not independent); NaN for one episode"""
         counts = np.bincount(self.episodes)
         sums = np.bincount(self.episodes, weights=self.values - self.collected)
         deviations = sums[counts > 0] - self.bias * counts[counts > 0]
@@ -58,25 +59,25 @@ class Calibration:
 
     @property
     def bootstrapped(self) -> float:
-        """Mean share of V's own tail: a constant error b of V shows as a bias of b·(1 - bootstrapped)"""
+        """Mean weight of the bootstrapped V: a constant error b of V appears as a bias of b·(1 - bootstrapped)"""
         return float(self.tail_weights.mean())
 
     def __str__(self) -> str:
         mean, n_episodes = float(self.values.mean()), len(self.returns)
-        # As many decimals as show three digits of the larger number
+        # Three significant digits of the larger number
         decimals = max(0, 2 - int(np.floor(np.log10(max(abs(mean), abs(self.bias), 1e-6)))))
         error = "" if np.isnan(self.bias_error) else f" ± {self.bias_error:.{decimals}f}"
         return (
             f"V(s) against the soft return collected, {len(self.values)} states of {n_episodes} "
             f"episode{'' if n_episodes == 1 else 's'}: slope {self.slope:.2f} (1 is calibrated), "
             f"bias {self.bias:+.{decimals}f}{error}, mean V {mean:.{decimals}f}; "
-            f"V's own tail is {self.bootstrapped:.0%} of the collected return"
+            f"the bootstrapped V after time limits has weight {self.bootstrapped:.0%} in the return"
         )
 
     def save(self, folder: str | pathlib.Path) -> pathlib.Path:
         """
-        :param folder: of the run
-        :return: the file written, one that ``numpy.load`` reads without pickle
+        :param folder: folder of the run
+        :return: the file written, which ``numpy.load`` reads without pickle
         """
         path = pathlib.Path(folder) / CALIBRATION_FILE
         write_arrays(path, vars(self))
@@ -85,16 +86,16 @@ class Calibration:
     @staticmethod
     def exists(folder: str | pathlib.Path) -> bool:
         """
-        :param folder: of the run
-        :return: whether ``save`` wrote there
+        :param folder: folder of the run
+        :return: whether it contains a saved calibration
         """
         return (pathlib.Path(folder) / CALIBRATION_FILE).is_file()
 
     @classmethod
     def pool(cls, parts: Sequence["Calibration"]) -> "Calibration":
         """
-        :param parts: of several seeds, at least one
-        :return: all their states together
+        :param parts: calibrations of several seeds, at least one
+        :return: the calibration over all their states
         """
         values, collected, tail_weights, returns = (
             np.concatenate([getattr(part, name) for part in parts])
@@ -107,8 +108,8 @@ class Calibration:
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> "Calibration":
         """
-        :param folder: of the run
-        :return: what ``save`` wrote there
+        :param folder: folder of the run
+        :return: the saved calibration
         """
         with np.load(pathlib.Path(folder) / CALIBRATION_FILE, allow_pickle=False) as arrays:
             return cls(**{name: arrays[name] for name in arrays.files})
@@ -116,15 +117,15 @@ class Calibration:
 
 def evaluate_values(model: SACV, env: GymEnv | str, n_episodes: int = 20, seed: int = 0, n_samples: int = 16) -> Calibration:
     """
-    Run the frozen policy with sampled actions and compare V with the soft return collected from every visited state, the
-    tail bootstrapped with V where an episode was truncated.
+    Run the frozen policy with sampled actions, and compare V with the soft return collected from every visited state. The
+    return of a truncated episode is bootstrapped with V.
 
-    :param model: trained or loaded
-    :param env: not the training environment (if registered in Gym, can be str); with ``VecNormalize`` if the model was
-        trained with it, with the statistics and settings of the training (also ``norm_reward``), not updated here
-    :param n_episodes: complete episodes to run, divided among the environments
-    :param seed: of the environments and of the sampled actions; the random state of the caller is left as it was
-    :param n_samples: sampled actions for each entropy
+    :param model: a trained or loaded model
+    :param env: an evaluation environment (if registered in Gym, can be str). If the model was trained with ``VecNormalize``,
+        it needs one with the statistics and settings of training (also ``norm_reward``); they are not updated here.
+    :param n_episodes: number of complete episodes, divided among the environments
+    :param seed: seed of the environments and of the sampled actions; PyTorch's random state is restored afterwards
+    :param n_samples: sampled actions per state to estimate the entropy
     :return: the calibration, with slope and bias
     :raises ValueError: if ``n_episodes`` is not positive, the spaces of env are not the model's, or the model was trained
         with ``VecNormalize`` and env has none
@@ -137,7 +138,7 @@ def evaluate_values(model: SACV, env: GymEnv | str, n_episodes: int = 20, seed: 
     vec_normalize = unwrap_vec_normalize(vec_env)
     if vec_normalize is None and model.get_vec_normalize_env() is not None:
         raise ValueError(
-            "The model was trained with VecNormalize but env has none, so that V would see other observations and rewards: "
+            "The model was trained with VecNormalize but env has none, so that observations and rewards have another scale: "
             "wrap env with VecNormalize.load(path, env)."
         )
     was_training = vec_normalize is not None and vec_normalize.training
@@ -164,8 +165,8 @@ def evaluate_values(model: SACV, env: GymEnv | str, n_episodes: int = 20, seed: 
 
 def _run_episodes(model: SACV, env: VecEnv, n_episodes: int, seed: int) -> list[Episode]:
     """
-    :return: complete episodes of the stochastic policy, the same number (or one less) from each environment, because the
-        first ones to end would be the short ones
+    :return: complete episodes of the stochastic policy, equally many (up to one) from each environment: simply taking the
+        first to finish would favour short episodes
     """
     env.seed(seed)
     observations = env.reset()
@@ -175,7 +176,7 @@ def _run_episodes(model: SACV, env: VecEnv, n_episodes: int, seed: int) -> list[
     finished: list[Episode] = []
     while any(targets):
         if model.use_sde:
-            # V knows the policy's marginal over the exploration matrix: draw it anew at each step
+            # V averages over exploration matrices: resample at each step
             model.policy.reset_noise(env.num_envs)
         actions, _ = model.predict(observations, deterministic=False)  # type: ignore[arg-type]  # VecEnv's type allows tuples
         next_observations, rewards, dones, infos = env.step(actions)

@@ -1,4 +1,4 @@
-"""The callback that records a training."""
+"""The callback that records training."""
 
 import pathlib
 import time
@@ -18,28 +18,28 @@ from sb3_softvalue.diagnostics.state_space import is_small_box, landscape
 from sb3_softvalue.diagnostics.state_statistics import StateStatistics, check_has_value, read_states, reward_scale, temperature
 from sb3_softvalue.sacv import SACV
 
-# Episodes of which single states are kept; of longer runs every second, fourth, ... episode
+# Maximum number of episodes whose states are kept; in longer runs every second, fourth, ... episode
 _MAX_EPISODES_WITH_STATES = 1000
-# The file is written at most so often, and writing takes at most this share of the time
+# Minimum time between two writes of the file, and maximum share of the time spent writing
 _SAVE_SECONDS = 10.0
 _SAVE_SHARE = 0.005
 
 
 class SoftValueDiagnostics(BaseCallback):
     """
-    Record for each episode its return, the policy's entropy, α, the actions used, and V(s) next to the soft return that was
-    collected. The policy changes while an episode is collected; ``evaluate_values`` measures a frozen policy.
+    Record for each episode its return, the policy's entropy, α, the actions, and V(s) with the soft return collected. The
+    policy changes during an episode; ``evaluate_values`` measures a frozen policy.
 
-    At each step it only keeps references; the networks are evaluated once at the end of an episode. Training is the
-    same, bit for bit, as without it. The numbers go to SB3's logger under ``diagnostics/`` (means over the episodes since
-    the last dump) and to one file, ``diagnostics.npz``, which ``Recording.load`` and the figures read.
+    Training is bitwise identical with and without this callback. It evaluates the networks once per episode and stores only
+    references at each step. SB3's logger gets the numbers under ``diagnostics/`` (means over the episodes since the last
+    dump). The file ``diagnostics.npz`` is read by ``Recording.load`` and the figures.
 
-    :param folder: of the run, created if missing; None takes that of SB3's logger. A new run replaces the file of an
-        earlier one and removes its ``calibration.npz``; a run that continues (``reset_num_timesteps=False``, a loaded model)
-        continues the file.
-    :param n_samples: sampled actions for each state
-    :param n_states: visited states to keep of each episode
-    :param n_bins: of the action histograms
+    :param folder: folder of the run, created if missing; None uses that of SB3's logger. A new run replaces the file of an
+        earlier one and removes its ``calibration.npz``. A run that continues (``reset_num_timesteps=False``, a loaded model)
+        appends to the file.
+    :param n_samples: sampled actions per state
+    :param n_states: number of visited states to keep per episode
+    :param n_bins: number of bins of the action histograms
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     """
 
@@ -79,13 +79,13 @@ class SoftValueDiagnostics(BaseCallback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._info = _run_info(self.model)
         if self.num_timesteps == 0:
-            # That of an earlier run in this folder, which a report would show as this one's
+            # A report would show the calibration of an earlier run in this folder as this one's
             (self.path.parent / CALIBRATION_FILE).unlink(missing_ok=True)
         if self.num_timesteps > 0 and not self._rows and self.path.is_file():
             self._restore(Recording.load(self.path))
         self._rows = [row for row in self._rows if row["timesteps"] <= self.num_timesteps]
         self._states = {index: states for index, states in self._states.items() if index < len(self._rows)}
-        # Episodes that an earlier learn() left unfinished continue only if the environment was not reset since
+        # Episodes that an earlier learn() left unfinished continue only if the environment was not reset
         if self.model._last_obs is not self._seen_obs or self.num_timesteps == 0:
             self._running = [Episode(start=self.num_timesteps) for _ in range(self.training_env.num_envs)]
         now = time.monotonic()
@@ -111,14 +111,14 @@ class SoftValueDiagnostics(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        # The last step's observation is stored after the callback: the identity tells whether the environment was reset
+        # Compared by identity at the next start, to detect a reset of the environment
         self._seen_obs = self.model._last_obs
         self._save()
 
     def _record(self, episode: Episode, env_index: int) -> None:
         """
-        :param episode: that just ended
-        :param env_index: where
+        :param episode: episode that has just ended
+        :param env_index: index of its environment
         """
         states, rewards = self._as_v_sees(episode)
         readings = read_states(self.model, states, self.n_samples, seed=len(self._rows))
@@ -155,24 +155,24 @@ class SoftValueDiagnostics(BaseCallback):
 
     def _as_v_sees(self, episode: Episode) -> tuple[Observations, np.ndarray]:
         """
-        :param episode: that just ended
-        :return: its length + 1 observations and its rewards, shape (length,), with the normalization and the scale of now
+        :param episode: episode that has just ended
+        :return: its length + 1 observations and its rewards, shape (length,), with the current normalization and scale
         """
         vec_normalize, scale = self.model.get_vec_normalize_env(), reward_scale(self.model)
         rewards = np.array(episode.rewards, dtype=np.float64)
         if vec_normalize is None:
             return episode.states(), rewards * scale
-        # The last observation was normalized by the environment, just now
+        # The environment has already normalized the last observation
         states = append(vec_normalize.normalize_obs(stack(episode.observations)), episode.final_observation)
         return states, vec_normalize.normalize_reward(rewards).astype(np.float64) * scale
 
     def _keep_states(self, episode: Episode, readings: StateStatistics, collected: np.ndarray) -> None:
         """
-        Keep some evenly spaced states of the episode, but of long runs not of every episode.
+        Keep evenly spaced states of the episode; in long runs, not of every episode.
 
-        :param episode: that just ended
-        :param readings: of its visited states
-        :param collected: soft returns from them
+        :param episode: episode that has just ended
+        :param readings: network outputs at its visited states
+        :param collected: soft returns from these states
         """
         index = len(self._rows)
         if index % self._stride:
@@ -195,19 +195,19 @@ class SoftValueDiagnostics(BaseCallback):
 
     def _log(self, row: dict[str, Any], episode: Episode) -> None:
         """
-        :param row: of the episode
-        :param episode: that just ended
+        :param row: row of the episode
+        :param episode: episode that has just ended
         """
         for name in ("entropy", "value", "soft_return", "value_bias", "value_slope", "value_gap", "target_lag"):
             if not np.isnan(row[name]):
                 self.logger.record_mean(f"diagnostics/{name}", float(row[name]))
-        # A histogram, which only TensorBoard can show
+        # Only TensorBoard can show histograms
         self.logger.record(
             "diagnostics/actions", th.as_tensor(np.stack(episode.actions)), exclude=("stdout", "log", "json", "csv")
         )
 
     def recording(self) -> Recording:
-        """:return: all that was recorded so far"""
+        """:return: everything recorded so far"""
         recording = Recording(info=self._info)
         if self._rows:
             recording.episodes = {name: _compact([row[name] for row in self._rows]) for name in self._rows[0]}
@@ -221,7 +221,7 @@ class SoftValueDiagnostics(BaseCallback):
 
     def _restore(self, recording: Recording) -> None:
         """
-        :param recording: of the run that continues; one of another task, or with other bins, is not continued but replaced
+        :param recording: earlier recording of this run; ignored if it has another task or other bins
         """
         episodes, states = recording.episodes, recording.states
         bins = (len(self._info["action_low"]), self.n_bins)
@@ -242,9 +242,7 @@ class SoftValueDiagnostics(BaseCallback):
 
 
 def _run_info(model: SACV) -> dict[str, Any]:
-    """
-    :return: what names the run and gives its figures their units
-    """
+    """:return: description of the run for titles and axis labels"""
     env, space = model.get_env(), model.action_space
     assert env is not None and isinstance(space, spaces.Box)
     try:
@@ -266,17 +264,15 @@ def _run_info(model: SACV) -> dict[str, Any]:
 def _action_counts(actions: Sequence[np.ndarray], n_bins: int) -> np.ndarray:
     """
     :param actions: in [-1, 1], each of shape (action_dim,)
-    :param n_bins: over [-1, 1]
-    :return: shape (action_dim, n_bins)
+    :param n_bins: number of bins over [-1, 1]
+    :return: counts, shape (action_dim, n_bins)
     """
     flat = np.stack(actions).reshape(len(actions), -1)
     return np.stack([np.histogram(column, bins=n_bins, range=(-1.0, 1.0))[0] for column in flat.T])
 
 
 def _compact(values: Any) -> np.ndarray:
-    """
-    :return: the same numbers, in half the bytes where that loses nothing of use
-    """
+    """:return: the values in half the bytes: float32 for float64, int32 for histograms"""
     array = np.asarray(values)
     if array.dtype == np.float64:
         return array.astype(np.float32)

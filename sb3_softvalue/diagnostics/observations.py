@@ -1,4 +1,4 @@
-"""Batches of observations, arrays or dicts of such."""
+"""Batches of observations: arrays or dicts of arrays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ Observations = np.ndarray | dict[str, np.ndarray]
 
 
 def arrays_of(observations: Observations) -> list[np.ndarray]:
-    """:return: the arrays of the observations, one or those of each key"""
+    """:return: the array, or the array of each key"""
     return list(observations.values()) if isinstance(observations, dict) else [observations]
 
 
@@ -19,7 +19,7 @@ def length(observations: Observations) -> int:
 
 
 def take(observations: Observations, index: int | slice) -> Observations:
-    """:return: one observation, or a part of the batch"""
+    """:return: one observation, or a slice of the batch"""
     if isinstance(observations, dict):
         return {key: array[index] for key, array in observations.items()}
     return observations[index]
@@ -33,7 +33,7 @@ def stack(observations: Sequence[Any]) -> Observations:
 
 
 def append(observations: Observations, last: Any) -> Observations:
-    """:return: the batch with one observation more"""
+    """:return: the batch with one more observation"""
     if isinstance(observations, dict):
         return {key: np.concatenate([array, last[key][None]]) for key, array in observations.items()}
     return np.concatenate([observations, last[None]])

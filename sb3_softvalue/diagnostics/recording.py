@@ -1,4 +1,4 @@
-"""What a run recorded: the content of one file."""
+"""The recording of a run, stored in one file."""
 
 import json
 import pathlib
@@ -15,17 +15,17 @@ RECORDING_FILE = "diagnostics.npz"
 @dataclass
 class Recording:
     """
-    What ``SoftValueDiagnostics`` wrote: the content of one file.
+    The data that ``SoftValueDiagnostics`` records.
 
-    Values and soft returns are in the reward's scale after ``reward_scale`` and ``VecNormalize``, entropies in nats over the
-    squashed action in [-1, 1].
+    The unit of values and soft returns is that of the reward after ``VecNormalize`` and ``reward_scale``. Entropies are in
+    nats over the squashed action in [-1, 1].
     """
 
     info: dict[str, Any] = field(default_factory=dict)
     """``task``, ``algorithm``, ``seed``, ``gamma``, ``action_prior``, ``n_envs``, ``action_low`` and ``action_high``"""
     episodes: dict[str, np.ndarray] = field(default_factory=dict)
     """
-    One row for each episode: ``timesteps`` (of the model when it ended), ``seconds`` (of training), ``env``, ``return`` (the
+    One row per episode: ``timesteps`` (of the model at its end), ``seconds`` (of training), ``env``, ``return`` (sum of the
     environment's own rewards), ``length``, ``terminated``, ``ent_coef``, ``entropy``, ``value``, ``soft_q_value``,
     ``value_gap`` (mean of V - soft Q-value), ``target_lag`` (mean of abs(V - V̄)), ``soft_return``, ``value_bias``,
     ``value_slope`` (both NaN for episodes of the random warm-up), ``bootstrapped``, and ``action_counts``, shape
@@ -33,11 +33,11 @@ class Recording:
     """
     states: dict[str, np.ndarray] = field(default_factory=dict)
     """
-    One row for each of some visited states: ``episode``, ``step``, ``value``, ``target_value``, ``soft_q_value``,
-    ``soft_return``, and ``observation`` where it has at most three dimensions
+    One row per kept state: ``episode``, ``step``, ``value``, ``target_value``, ``soft_q_value``, ``soft_return``, and
+    ``observation`` if it has two or three numbers
     """
     landscape: dict[str, np.ndarray] = field(default_factory=dict)
-    """The fields of ``Landscape``, or nothing"""
+    """The fields of ``Landscape``; empty for tasks with larger observations"""
 
     @property
     def n_episodes(self) -> int:
@@ -46,9 +46,9 @@ class Recording:
 
     def save(self, path: str | pathlib.Path) -> None:
         """
-        Write the file at once: a reader, or one who comes after a crash, finds the old or the new one.
+        Write the file atomically: a reader sees the old or the new file, also after a crash.
 
-        :param path: of the file
+        :param path: path of the file
         """
         arrays = {"info": np.array(json.dumps(self.info))}
         for group in ("episodes", "states", "landscape"):
@@ -58,8 +58,8 @@ class Recording:
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "Recording":
         """
-        :param path: of the file, or of the folder it lies in
-        :return: its content
+        :param path: path of the file, or of its folder
+        :return: the recording
         :raises FileNotFoundError: if there is none
         """
         path = pathlib.Path(path)

@@ -1,4 +1,4 @@
-"""The soft returns collected in an episode, and the regression of them on V."""
+"""The soft returns collected in an episode, and their regression on V."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,16 +11,15 @@ from sb3_softvalue.diagnostics.state_statistics import StateStatistics
 
 def soft_returns(rewards: np.ndarray, bonuses: np.ndarray, ent_coef: float, gamma: float, final_value: float) -> np.ndarray:
     """
-    Soft return collected from each step of an episode on, Σ_k γ^k (r_{t+k} + α·H_{t+k}), k from 0, the sum whose
-    expectation V is (Eq. 3 unrolled). H is the mean over fresh actions of the policy, not -log π of the action taken: the
-    same expectation with less noise, and free of the bias that an action of an older policy or of the warm-up brings.
+    Soft return from each step of an episode, Σ_k γ^k (r_{t+k} + α·H_{t+k}), k from 0: V is its expectation (Eq. 3 unrolled).
+    H is the mean over new actions of the policy, not -log π of the action taken. This has the same expectation with less
+    noise, and no bias from actions of an older policy or of the warm-up.
 
-    :param rewards: as V sees them (after ``VecNormalize`` and ``reward_scale``), shape (length,)
+    :param rewards: after ``VecNormalize`` and ``reward_scale``, shape (length,)
     :param bonuses: ``StateStatistics.bonuses`` of the visited states in nats, shape (length,)
     :param ent_coef: α
     :param gamma: discount factor
-    :param final_value: what follows the last step: V of the last observation where the episode was truncated, 0 where it
-        terminated
+    :param final_value: value after the last step: V of the last observation if the episode was truncated, 0 if it terminated
     :return: shape (length,)
     """
     returns = np.empty(len(rewards))
@@ -33,13 +32,13 @@ def soft_returns(rewards: np.ndarray, bonuses: np.ndarray, ent_coef: float, gamm
 
 def calibration_line(values: np.ndarray, collected: np.ndarray) -> tuple[float, float]:
     """
-    Slope and bias of V against the soft return collected. The slope is that of the collected return on V, because only
-    this one is 1 for a perfect V however noisy single returns are.
+    Slope of the regression of collected soft returns on V, and bias of V. This slope, unlike that of V on returns, is 1 for a
+    perfect V, however noisy the returns are.
 
     :param values: V(s), shape (n,)
     :param collected: soft returns from the same states, shape (n,)
-    :return: slope (1 is calibrated; below 1 V is spread too wide; NaN if V does not vary), and bias, the mean of
-        V - collected in the unit of V (positive: V over-estimates)
+    :return: slope (1 is calibrated; below 1, V varies too much; NaN if V does not vary), and bias, the mean of V - collected
+        in the unit of V (positive: V over-estimates)
     """
     centred = values - values.mean()
     variance = float(np.mean(centred**2))
@@ -49,28 +48,28 @@ def calibration_line(values: np.ndarray, collected: np.ndarray) -> tuple[float, 
 
 @dataclass
 class Episode:
-    """What is remembered of one episode until it ends: references to the arrays that SB3 made, nothing computed."""
+    """An unfinished episode: references to SB3's arrays, without any computation."""
 
     start: int = 0
-    """Time step of the model at which it began"""
+    """Time step of the model at its start"""
     observations: list[Any] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
-    """Of the environment, or in evaluation after ``VecNormalize``"""
+    """Rewards of the environment; in evaluation, after ``VecNormalize``"""
     raw_rewards: list[float] = field(default_factory=list)
-    """Of the environment, in evaluation only"""
+    """Rewards of the environment, in evaluation only"""
     final_observation: Any = None
     truncated: bool = False
 
     def close(self, info: dict[str, Any]) -> None:
         """
-        :param info: of the last step
+        :param info: info dict of the last step
         """
         self.final_observation = info["terminal_observation"]
         self.truncated = bool(info.get("TimeLimit.truncated", False))
 
     def states(self) -> Observations:
-        """:return: the visited observations and the one after the last step, batch of length + 1"""
+        """:return: the visited observations and the final one, a batch of length + 1"""
         return stack([*self.observations, self.final_observation])
 
 
@@ -78,12 +77,12 @@ def collected_returns(
     rewards: np.ndarray, readings: StateStatistics, ent_coef: float, gamma: float, truncated: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    :param rewards: as V sees them, shape (length,)
-    :param readings: of the length + 1 states
+    :param rewards: after ``VecNormalize`` and ``reward_scale``, shape (length,)
+    :param readings: network outputs at the length + 1 states
     :param ent_coef: α
     :param gamma: discount factor
-    :param truncated: whether the episode was cut by a time limit, so that V of its last state follows
-    :return: soft returns, and the weight of the bootstrapped tail in each, both of shape (length,)
+    :param truncated: whether the episode was truncated, so that V of its last state is added
+    :return: soft returns, and the weight of the bootstrapped V in each, both of shape (length,)
     """
     final_value = readings.values[-1] if truncated else 0.0
     collected = soft_returns(rewards, readings.bonuses[:-1], ent_coef, gamma, final_value)

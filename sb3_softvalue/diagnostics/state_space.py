@@ -1,4 +1,4 @@
-"""V over the state space of a task with two or three dimensions."""
+"""V over a two- or three-dimensional state space."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from sb3_softvalue.sacv import SACV
 
 
 class Landscape(NamedTuple):
-    """V and the policy's mean action over two coordinates of the state space."""
+    """V and the policy's deterministic action over two coordinates of the state space."""
 
     x: np.ndarray
     """First coordinate, shape (n_x,)"""
@@ -20,21 +20,21 @@ class Landscape(NamedTuple):
     actions: np.ndarray
     """Deterministic actions in the environment's units, shape (n_y, n_x, action_dim)"""
     is_angle: np.ndarray
-    """Whether the first coordinate is the angle, in rad, of which the first two observations are cosine and sine"""
+    """Whether the first coordinate is an angle in rad, whose cosine and sine are the first two observations"""
     fixed: np.ndarray
-    """Value at which a third coordinate is held, shape (1,), or (0,)"""
+    """Fixed value of a third coordinate, shape (1,); (0,) if there is none"""
 
 
 def landscape(model: SACV, observations: np.ndarray, n_points: int = 61) -> Landscape | None:
     """
-    V over the state space of a task with two or three dimensions. Three dimensions of which the first two are cosine and
-    sine of an angle (Pendulum) are angle and rest; else the third is held at the median of those visited.
+    V over a two- or three-dimensional state space. If the first two of three observations are cosine and sine of an angle
+    (Pendulum), the coordinates are the angle and the third. Otherwise the third is fixed at the median of the visited states.
 
-    :param model: trained or loaded
-    :param observations: visited ones, not normalized, shape (n, 2) or (n, 3); they give the range where the space has no
-        bounds
-    :param n_points: along each coordinate
-    :return: None if the observations are not a vector of two or three numbers
+    :param model: a trained or loaded model
+    :param observations: visited, unnormalized observations, shape (n, 2) or (n, 3); they determine the range if the space has
+        no bounds
+    :param n_points: grid points per coordinate
+    :return: the landscape; None if the observations are not vectors of two or three numbers
     """
     space = model.observation_space
     if not is_small_box(space):
@@ -63,7 +63,5 @@ def landscape(model: SACV, observations: np.ndarray, n_points: int = 61) -> Land
 
 
 def is_small_box(space: spaces.Space) -> bool:
-    """
-    :return: whether the observations are vectors of two or three numbers
-    """
+    """:return: whether the observations are vectors of two or three numbers"""
     return isinstance(space, spaces.Box) and space.shape in ((2,), (3,))

@@ -1,4 +1,4 @@
-"""The outputs of all networks of a model for many states at once."""
+"""The outputs of all networks of a model for many states."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from sb3_softvalue import equations
 from sb3_softvalue.diagnostics.observations import Observations, arrays_of, length, take
 from sb3_softvalue.sacv import SACV
 
-# Largest batch of observations, repeated for each sampled action and in float32, that one forward pass takes
+# Size of the largest batch of observations per forward pass, repeated for each sampled action, in float32
 _CHUNK_BYTES = 32 * 1024**2
 
 
@@ -22,25 +22,25 @@ class StateStatistics(NamedTuple):
     target_values: np.ndarray
     """V̄(s)"""
     soft_q_values: np.ndarray
-    """E_a [min_i Q_i(s, a) - α·(log π(a|s) - log p(a))], what V is trained on (Eq. 6)"""
+    """E_a [min_i Q_i(s, a) - α·(log π(a|s) - log p(a))], the regression target of V (Eq. 6)"""
     entropies: np.ndarray
     """E_a [-log π(a|s)], nats over the squashed action in [-1, 1]"""
     bonuses: np.ndarray
-    """E_a [-(log π(a|s) - log p(a))], what α multiplies in the objective: the entropy where ``action_prior="uniform"``"""
+    """E_a [-(log π(a|s) - log p(a))], the factor of α in the objective: the entropy if ``action_prior="uniform"``"""
 
 
 def temperature(model: SACV) -> float:
     """
-    :param model: with a learned or a fixed temperature
-    :return: the present α
+    :param model: a SACV
+    :return: the current α, learned or fixed
     """
     return float(model.temperature().ent_coef)
 
 
 def reward_scale(model: SACV) -> float:
     """
-    :param model: with a number or a schedule as ``reward_scale``
-    :return: the present factor of the rewards
+    :param model: a SACV
+    :return: the current reward scale, a number or from a schedule
     """
     scale = model.reward_scale
     return float(scale(model._current_progress_remaining) if callable(scale) else scale)
@@ -48,14 +48,13 @@ def reward_scale(model: SACV) -> float:
 
 def read_states(model: SACV, observations: Observations, n_samples: int = 4, seed: int = 0) -> StateStatistics:
     """
-    Evaluate all networks on many states. The sampled actions come from a random generator of their own, so that reading
-    does not change a training.
+    Evaluate all networks on many states. A separate random generator samples the actions, so that training is not affected.
 
-    :param model: the model to read
-    :param observations: batch of n, as ``predict`` takes them (normalized if the model was trained with ``VecNormalize``)
-    :param n_samples: sampled actions for each state
-    :param seed: of the samples
-    :return: one number of each kind for each state
+    :param model: a SACV
+    :param observations: batch of n, as for ``predict`` (normalized if the model was trained with ``VecNormalize``)
+    :param n_samples: sampled actions per state
+    :param seed: seed of the samples
+    :return: the outputs for each state
     """
     model.policy.set_training_mode(False)
     generator = th.Generator(device=model.device).manual_seed(seed)
@@ -73,6 +72,8 @@ def read_states(model: SACV, observations: Observations, n_samples: int = 4, see
 def _read_chunk(model: SACV, obs: PyTorchObs, n_samples: int, generator: th.Generator) -> th.Tensor:
     """
     :param obs: batch of n on the model's device
+    :param n_samples: sampled actions per state
+    :param generator: random generator of the samples
     :return: the fields of ``StateStatistics``, shape (5, n)
     """
     policy = model.policy
@@ -106,8 +107,8 @@ def _read_chunk(model: SACV, obs: PyTorchObs, n_samples: int, generator: th.Gene
 
 def check_has_value(model: Any) -> None:
     """
-    :param model: any model of SB3
-    :raises TypeError: if it has no value network
+    :param model: any SB3 model
+    :raises TypeError: if it is no SACV
     """
     if not isinstance(model, SACV):
-        raise TypeError(f"{type(model).__name__} has no soft value network to read: train with sb3_softvalue.SACV instead.")
+        raise TypeError(f"{type(model).__name__} has no soft value network: train with sb3_softvalue.SACV instead.")

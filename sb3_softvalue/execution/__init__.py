@@ -1,4 +1,4 @@
-"""How an update runs: the choice between eager, compiled and CUDA graph, the optimizers' step, and the batches."""
+"""How an update runs: the choice of the backend (eager, compiled, CUDA graph), the optimizer step, and the batches."""
 
 from sb3_softvalue.execution.batches import sample_batches
 from sb3_softvalue.execution.captured import CapturedActions

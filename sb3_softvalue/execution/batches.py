@@ -1,4 +1,4 @@
-"""Batches for several gradient steps, taken from SB3's replay buffers in few large samples and sent to a GPU in few copies."""
+"""Batches for several gradient steps: few large samples from SB3's replay buffers, few copies to the GPU."""
 
 import itertools
 import math
@@ -12,11 +12,11 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softvalue.objective import Batch, map_tensors
 
-# Buffers that draw each transition by itself, so that one large sample is as good as several small ones
+# Buffers that draw transitions independently, so that one large sample is equivalent to several small ones
 _CHUNKED_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer)
-# Largest sample taken from the buffer in one go
+# Size of the largest sample
 CHUNK_BYTES = 32 * 1024**2
-# Batches that go to a GPU in one copy, while it works on those before
+# Number of batches per copy to the GPU, which meanwhile computes the previous ones
 _SENT_TOGETHER = 8
 
 
@@ -30,16 +30,16 @@ def sample_batches(
     env: VecNormalize | None = None,
 ) -> Iterator[Batch]:
     """
-    Draw the batches of several gradient steps.
+    Sample the batches of several gradient steps.
 
-    :param buffer: to sample from; the random numbers are the buffer's own
-    :param n_batches: how many
-    :param batch_size: transitions in each
-    :param gamma: discount where the buffer has none of its own
+    :param buffer: buffer to sample from, with its own random numbers
+    :param n_batches: number of batches
+    :param batch_size: transitions per batch
+    :param gamma: discount factor if the buffer has no discounts
     :param reward_scale: factor of the rewards
-    :param device: of the batches
-    :param env: to normalize observations and rewards with
-    :return: batches in memory of their own, each like a single sample of the buffer
+    :param device: device of the batches
+    :param env: normalizes observations and rewards
+    :return: batches that share no memory, each equivalent to a sample of the buffer
     """
     chunk = 1
     if type(buffer) in _CHUNKED_BUFFERS and n_batches > 1:
@@ -58,7 +58,7 @@ def sample_batches(
 def _sample(buffer: ReplayBuffer, size: int, gamma: float, reward_scale: float, env: VecNormalize | None) -> Batch:
     """:return: one sample of the buffer, with discounts"""
     samples = buffer.sample(size, env=env)
-    # By name: not every buffer has SB3's order, or n-step discounts
+    # By name: a custom buffer may have another order, or no discounts
     discounts = getattr(samples, "discounts", None)
     return Batch(
         observations=samples.observations,
@@ -71,7 +71,7 @@ def _sample(buffer: ReplayBuffer, size: int, gamma: float, reward_scale: float, 
 
 
 def _sample_on_cpu(buffer: ReplayBuffer, size: int, gamma: float, reward_scale: float, env: VecNormalize | None) -> Batch:
-    """:return: one sample of the buffer that stays on the CPU, where the buffer would send each of its tensors by itself"""
+    """:return: one sample on the CPU: the buffer itself would copy each tensor to the GPU separately"""
     device, buffer.device = buffer.device, th.device("cpu")
     try:
         return _sample(buffer, size, gamma, reward_scale, env)
@@ -81,11 +81,11 @@ def _sample_on_cpu(buffer: ReplayBuffer, size: int, gamma: float, reward_scale: 
 
 def split(batch: Batch, n_batches: int) -> Iterator[Batch]:
     """
-    Split a large sample into batches that are each like a sample of their own. Taken with a stride, because
-    ``HerReplayBuffer`` puts real transitions before virtual ones.
+    Split a large sample into equivalent batches. Strided, because ``HerReplayBuffer`` returns real transitions before
+    virtual ones.
 
     :param batch: n_batches * batch_size transitions
-    :param n_batches: number of parts
+    :param n_batches: number of batches
     :return: batches of batch_size transitions, contiguous in memory
     """
     if n_batches == 1:
@@ -100,12 +100,12 @@ def split(batch: Batch, n_batches: int) -> Iterator[Batch]:
 
 def copy_to_device(batches: Sequence[Batch], device: th.device) -> list[Batch]:
     """
-    Send batches to a GPU in one copy for each type of number, from pinned memory and without waiting for it: the copy of each
-    small tensor by itself costs a launch and a synchronization.
+    Copy batches to a GPU with one asynchronous copy per dtype, from pinned memory. Copying each small tensor separately would
+    cost a launch and a synchronization each.
 
-    :param batches: on the CPU, or where a buffer of the user's has put them
-    :param device: where to
-    :return: the same batches there
+    :param batches: batches on the CPU, or on the device where a custom buffer has put them
+    :param device: target device
+    :return: the same batches on the device
     """
     by_type: dict[th.dtype, list[th.Tensor]] = {}
 
@@ -129,9 +129,7 @@ def copy_to_device(batches: Sequence[Batch], device: th.device) -> list[Batch]:
 
 
 def _transition_bytes(observation_space: spaces.Space) -> int:
-    """
-    :return: about how many bytes the two observations of a transition take
-    """
+    """:return: approximate size in bytes of the two observations of a transition"""
     if isinstance(observation_space, spaces.Dict):
         return sum(_transition_bytes(space) for space in observation_space.values())
     return 2 * 8 * max(1, math.prod(observation_space.shape or ()))

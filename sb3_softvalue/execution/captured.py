@@ -1,4 +1,4 @@
-"""CUDA graphs: what is captured once is replayed by one launch instead of hundreds."""
+"""CUDA graphs of the gradients and of the actions: one launch replays hundreds of captured kernels."""
 
 import threading
 from collections import Counter
@@ -14,23 +14,23 @@ from sb3_softvalue.execution.module_state import ModuleState, has_hooks, signatu
 from sb3_softvalue.objective import Gradients, JointObjective, UpdateInputs, eager_gradients, map_tensors
 from sb3_softvalue.policies import SACVPolicy
 
-# Calls with observations of the same shapes before their actions get a graph, and graphs that are kept
+# Calls with the same observation shapes before their actions are captured, and maximum number of graphs
 _CALLS_BEFORE_CAPTURE = 10
 _MAX_GRAPHS = 8
 
 
 def is_capturable(device: th.device) -> bool:
-    """:return: whether CUDA graphs can be had there"""
+    """:return: whether the device supports CUDA graphs"""
     return device.type == "cuda"
 
 
 class CapturedGraph:
     """
-    A function of tensors, captured as a CUDA graph on inputs of its own.
+    A function of tensors, captured as a CUDA graph with its own input tensors.
 
-    :param function: of the tensors; called a few times before the capture. What else it reads stays where it is, and it writes
-        nothing that these calls must not write.
-    :param inputs: tensors like those of later calls
+    :param function: function to capture, called several times before the capture. Other tensors that it reads must keep their
+        addresses, and the extra calls must have no side effects.
+    :param inputs: example inputs, with the shapes and dtypes of all later calls
     """
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[th.Tensor]):
@@ -38,10 +38,10 @@ class CapturedGraph:
         by_type: dict[th.dtype, list[int]] = {}
         for place, tensor in enumerate(self._inputs):
             by_type.setdefault(tensor.dtype, []).append(place)
-        # Those of one type are copied by one launch
+        # One launch copies all inputs of one dtype
         self._places = list(by_type.values())
         with th.cuda.device(self._inputs[0].device):
-            # Libraries set themselves up on first use, which a capture does not allow: warm up on another stream first, see
+            # Warm up on another stream, since libraries initialize on first use, which is not allowed during capture:
             # https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture
             stream = th.cuda.Stream()
             stream.wait_stream(th.cuda.current_stream())
@@ -50,16 +50,16 @@ class CapturedGraph:
                     function(*self._inputs)
             th.cuda.current_stream().wait_stream(stream)
             self._graph = th.cuda.CUDAGraph()
-            # On yet another stream, so that the workspaces of libraries are the graph's own: one that fails would stay there.
-            # What other threads do meanwhile is theirs.
+            # On a new stream, so that a failed capture leaves no library workspaces on a stream in use. "thread_local": other
+            # threads may use CUDA meanwhile.
             with th.cuda.stream(th.cuda.current_stream()):
                 with th.cuda.graph(self._graph, stream=th.cuda.Stream(), capture_error_mode="thread_local"):
                     self.results = function(*self._inputs)
 
     def __call__(self, inputs: Sequence[th.Tensor]) -> Any:
         """
-        :param inputs: of the shapes that were captured
-        :return: results of the function, which the next call overwrites
+        :param inputs: tensors with the captured shapes and dtypes
+        :return: results of the function; the next call overwrites them
         """
         for places in self._places:
             th._foreach_copy_([self._inputs[place] for place in places], [inputs[place] for place in places])
@@ -69,10 +69,10 @@ class CapturedGraph:
 
 class CapturedGradients:
     """
-    ``objective.eager_gradients`` as a CUDA graph whose independent parts run side by side.
+    ``objective.eager_gradients`` as a CUDA graph whose independent parts run concurrently.
 
-    What is captured writes nothing but gradients and metrics: warm-up and capture leave parameters, optimizers and random
-    generators as they are. Noise is drawn outside. The graph is captured again when shapes, addresses or modules differ.
+    The graph writes only gradients and metrics, and the noise is drawn outside: warm-up and capture change no parameter,
+    optimizer or random generator. The graph is captured again when shapes, addresses or modules change.
 
     :param compiled: whether Inductor compiles the parts; False captures PyTorch's own kernels
     """
@@ -87,10 +87,10 @@ class CapturedGradients:
     def __call__(
         self, objective: JointObjective, params: Sequence[th.Tensor], inputs: UpdateInputs, update_actor: bool = True
     ) -> Gradients:
-        """See ``objective.eager_gradients``; the gradients are overwritten by the next call."""
+        """See ``objective.eager_gradients``; the next call overwrites the gradients."""
         tensors: list[th.Tensor] = []
         log_ent_coef = inputs.temperature.log_ent_coef
-        # A parameter, which stays where it is
+        # Not copied into the graph's inputs: a parameter keeps its address
         map_tensors(tensors.append, inputs._replace(temperature=inputs.temperature._replace(log_ent_coef=None)))
         if objective is not self._objective or not self._state.is_current():
             self._objective, self._state, self._keys = objective, ModuleState(objective), {}
@@ -100,7 +100,7 @@ class CapturedGradients:
         addresses = [(param.data_ptr(), param.requires_grad) for param in learned]
         key = addresses, signature(tensors)
         if key != self._keys.get(update_actor):
-            self._keys.pop(update_actor, None)  # until there is a graph
+            self._keys.pop(update_actor, None)  # in case the capture fails
             self._graphs[update_actor] = self._capture(objective, params, inputs, tensors, update_actor)
             self._keys[update_actor] = key
         gradients, metrics = self._graphs[update_actor](tensors)
@@ -114,14 +114,14 @@ class CapturedGradients:
         tensors: Sequence[th.Tensor],
         update_actor: bool,
     ) -> CapturedGraph:
-        """:return: the gradients as a graph of ``tensors``, the leaves of ``inputs`` without log α"""
+        """:return: a graph of the gradients, whose inputs are ``tensors``: those in ``inputs`` except log α"""
         from sb3_softvalue.execution.partition import PartitionBackend
 
-        # A parameter on which the objective does not depend has no output in the graph
+        # The graph has no output for a parameter that the objective does not depend on
         reference, _ = eager_gradients(objective, params, inputs, update_actor)
         used = [param for param, gradient in zip(params, reference, strict=True) if gradient is not None]
         owners = {id(param): name.partition(".")[0] for name, param in objective.named_parameters()}
-        # The temperature's gradient comes out of the actor's
+        # log α belongs to no network; its gradient is computed with the actor's
         backend = PartitionBackend([*(owners.get(id(param), "actor") for param in used), None], self.compiled)
         log_ent_coef = inputs.temperature.log_ent_coef
 
@@ -139,12 +139,12 @@ class CapturedGradients:
 
 class CapturedActions:
     """
-    ``SACVPolicy.act`` as CUDA graphs, one for each shape of the observations. The numbers are the same to the bit.
+    ``SACVPolicy.act`` as CUDA graphs, one per observation shape. The results are bitwise identical.
 
-    Where a graph might not compute the same (a layer that is not a plain one, a hook, autograd, autocast), cannot be captured
-    or does not pay (rare shapes), the method itself is called. A copy of the policy begins without graphs.
+    It falls back to the method itself if a graph might compute something else (an unknown layer, a hook, autograd, autocast),
+    cannot be captured, or does not pay off (rare shapes). A copy of the policy starts without graphs.
 
-    :param policy: whose actions
+    :param policy: policy that acts
     """
 
     def __init__(self, policy: SACVPolicy):
@@ -154,7 +154,7 @@ class CapturedActions:
         self._calls: Counter[tuple[Any, ...]] = Counter()
         self._graphs: dict[tuple[Any, ...], CapturedGraph] = {}
         self._failed: set[tuple[Any, ...]] = set()
-        # All threads that predict share what the graphs read and write
+        # All predicting threads share the inputs and outputs of the graphs
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -188,7 +188,7 @@ class CapturedActions:
             try:
                 self._graphs[key] = CapturedGraph(compute, inputs)
             except RuntimeError:
-                # Something that waits for the device, say
+                # For instance, a layer synchronizes with the device
                 self._failed.add(key)
                 return self.policy.act(observation, deterministic, noise)
         actions, is_nan = self._graphs[key](inputs)
@@ -196,8 +196,10 @@ class CapturedActions:
 
     def _is_possible(self, device: th.device) -> bool:
         """
-        :param device: of the observations
-        :return: whether a graph computes the same; those of other parameters or layers are forgotten
+        Drop all graphs if the actor's parameters or layers have changed.
+
+        :param device: device of the observations
+        :return: whether a graph would compute the same as the method
         """
         if not is_capturable(device) or th.is_grad_enabled() or th.is_inference_mode_enabled():
             return False
@@ -212,6 +214,6 @@ class CapturedActions:
         return self._state.is_plain and not self._state.has_hooks()
 
     def _is_frequent(self, key: tuple[Any, ...]) -> bool:
-        """:return: whether such observations have come often enough for a graph of their own"""
+        """:return: whether these shapes were seen often enough to capture a graph"""
         self._calls[key] += 1
         return self._calls[key] > _CALLS_BEFORE_CAPTURE and len(self._graphs) < _MAX_GRAPHS and key not in self._failed

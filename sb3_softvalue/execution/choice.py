@@ -1,4 +1,4 @@
-"""Which execution an update gets, and why: the one place that chooses."""
+"""Chooses how updates run."""
 
 from typing import NamedTuple
 
@@ -9,53 +9,56 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from sb3_softvalue.execution.matmul import multiplies_bfloat16
 
 EXECUTIONS = ("auto", "eager", "compiled", "mixed", "cuda_graph")
-# Updates after which a compilation has paid for itself on a CPU: measured by the speed benchmark, see docs/guide/speed.md
+# Number of updates from which compilation pays off on a CPU, measured by the speed benchmark: see docs/guide/speed.md
 BREAK_EVEN_UPDATES = 5_000
+# "auto" compiles only after this many updates, so that a run that stops early does not pay for compilation: the delay costs
+# at most a tenth of the compilation time
+EAGER_UPDATES = 200
 
 
 class Choice(NamedTuple):
-    """What was chosen, and why."""
+    """The chosen execution, and the reason."""
 
     execution: str
-    """One of eager, compiled, mixed and cuda_graph"""
+    """One of ``EXECUTIONS`` except "auto"."""
     reason: str
-    """The rest of a sentence"""
+    """Rest of a sentence"""
 
 
 def unsupported_reason(execution: str, device: th.device) -> str | None:
     """
     :param execution: "compiled", "mixed" or "cuda_graph"
-    :param device: of the networks
+    :param device: device of the networks
     :return: why this machine cannot run it, as the rest of a sentence; None if it can
     """
     if execution == "cuda_graph" and device.type != "cuda":
-        return f"a CUDA graph needs a CUDA device, and the model is on {device.type}"
+        return f"a CUDA graph needs a CUDA device, but the model is on {device.type}"
     if execution == "compiled" and device.type not in ("cpu", "cuda"):
-        return f"compilation supports CPU and CUDA, and the model is on {device.type}"
+        return f"compilation supports CPU and CUDA, but the model is on {device.type}"
     if execution == "mixed" and device.type != "cpu":
-        return f"mixed precision is for CPUs, and the model is on {device.type}"
+        return f"mixed precision supports CPUs only, but the model is on {device.type}"
     if execution == "mixed" and not multiplies_bfloat16():
-        return "this CPU has no instruction for bfloat16 products (AVX512_BF16 or AMX) and would only emulate them"
+        return "this CPU has no bfloat16 instructions (AVX512_BF16 or AMX) and would emulate them"
     return None
 
 
 def check_autocast(device: th.device) -> None:
     """
-    :param device: of the networks
-    :raises RuntimeError: inside ``torch.autocast``, which keeps rounded copies of the weights until its end: all updates
-        would be computed from the weights at its beginning
+    :param device: device of the networks
+    :raises RuntimeError: inside ``torch.autocast``, which caches rounded copies of the weights until it exits: every update
+        would use the initial weights
     """
     if th.is_autocast_enabled(device.type):
         raise RuntimeError(
-            "SACV cannot learn inside torch.autocast, which keeps computing with copies of the weights from before the first "
-            "update: leave it, and use execution='mixed' for bfloat16 products on a CPU."
+            "SACV cannot learn inside torch.autocast, which caches the weights from before the first update: call learn() "
+            "outside it, and use execution='mixed' for bfloat16 products on a CPU."
         )
 
 
 def remaining_updates(model: OffPolicyAlgorithm) -> float:
     """
-    :param model: in a ``train()``
-    :return: gradient steps after it until the end of ``learn()``, 0 where one cannot know
+    :param model: a model inside ``train()``
+    :return: gradient steps after this ``train()`` until the end of ``learn()``; 0 if that cannot be known
     """
     timesteps = max(0, model._total_timesteps - model.num_timesteps)
     if model.gradient_steps < 0:
@@ -65,21 +68,23 @@ def remaining_updates(model: OffPolicyAlgorithm) -> float:
     return timesteps * model.gradient_steps / (model.train_freq.frequency * model.n_envs)
 
 
-def amortizes(n_updates: float) -> bool:
+def amortizes(n_certain: int, n_updates: float) -> bool:
     """
-    :param n_updates: gradient steps that a model has done and will do
-    :return: whether they pay for a compilation
+    :param n_certain: gradient steps that the model has done and will do in this ``train()``
+    :param n_updates: gradient steps that the model has done and will do in this ``learn()``, unless it stops early
+    :return: whether to compile now
     """
-    return n_updates >= BREAK_EVEN_UPDATES
+    return n_updates >= BREAK_EVEN_UPDATES and n_certain > EAGER_UPDATES
 
 
-def choose(requested: str, device: th.device, n_updates: float, before: str | None) -> Choice:
+def choose(requested: str, device: th.device, n_certain: int, n_updates: float, before: str | None) -> Choice:
     """
     :param requested: one of ``EXECUTIONS``
-    :param device: of the networks
-    :param n_updates: gradient steps that the model has done and will do in this ``learn()``
-    :param before: what "auto" was resolved to so far, None if to nothing yet
-    :return: "eager", "compiled", "mixed" or "cuda_graph"
+    :param device: device of the networks
+    :param n_certain: see ``amortizes``
+    :param n_updates: see ``amortizes``
+    :param before: what "auto" resolved to before; None before the first choice
+    :return: the execution and the reason
     :raises ValueError: if it was requested explicitly and this machine cannot run it
     """
     if requested == "eager":
@@ -94,6 +99,8 @@ def choose(requested: str, device: th.device, n_updates: float, before: str | No
         return Choice(fast, "it was requested")
     if problem is not None:
         return Choice("eager", problem)
-    if fast == "compiled" and before != "compiled" and not amortizes(n_updates):
-        return Choice("eager", f"{n_updates:.0f} updates are too few to pay for a compilation ({BREAK_EVEN_UPDATES})")
-    return Choice(fast, f"{n_updates:.0f} updates pay for the preparation")
+    if fast == "compiled" and before != "compiled" and not amortizes(n_certain, n_updates):
+        if n_updates >= BREAK_EVEN_UPDATES:
+            return Choice("eager", f"compilation follows after {EAGER_UPDATES} updates, if training has not stopped")
+        return Choice("eager", f"compilation pays off from {BREAK_EVEN_UPDATES} updates, this run has {n_updates:.0f}")
+    return Choice(fast, f"it pays off with {n_updates:.0f} updates")

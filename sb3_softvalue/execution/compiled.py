@@ -1,8 +1,8 @@
 """The gradients of an update as one graph of forward and backward pass, compiled on a CPU by ``torch.compile``.
 
-PyTorch's private interface in this file: ``torch._inductor.compile``, which the direct calls below need, and
-``torch._dynamo.config.trace_autograd_ops``, which lets PyTorch 2.11 to 2.13 trace ``torch.autograd.grad``; without it nothing
-can be compiled there and updates run eagerly. ``Distribution._validate_args`` is read to be set again.
+This file uses private interfaces of PyTorch. ``torch._inductor.compile`` allows the direct calls below.
+``torch._dynamo.config.trace_autograd_ops`` lets PyTorch 2.11 to 2.13 trace ``torch.autograd.grad``; without it, updates run
+eagerly there. ``Distribution._validate_args`` is read in order to restore it.
 """
 
 import operator
@@ -22,31 +22,31 @@ from torch.fx import GraphModule
 from sb3_softvalue.execution.module_state import ModuleState, has_hooks, signature
 from sb3_softvalue.objective import GradientFunction, Gradients, JointObjective, UpdateInputs, eager_gradients, map_tensors
 
-# Of Inductor; a version of PyTorch that does not know one runs without it
+# Options of Inductor; those that a version of PyTorch does not have are left out
 _OPTIONS = {
-    # Kernels called from C++: about a hundred calls from Python take as long as two layers of the network
+    # Call the kernels from C++: about a hundred calls from Python take as long as two layers of the network
     "cpp_wrapper": True,
-    # What calls the kernels needs no optimization, and for two short files PyTorch's headers need no compilation of their own,
-    # which takes longer than both
+    # Save compilation time: the wrapper needs no optimization, and precompiling PyTorch's headers takes longer than the two
+    # short files that would use them
     "cpp_wrapper_build_separate": True,
     "cpp_cache_precompile_headers": False,
-    # A compiler that knows C++20, which PyTorch's headers need, knows the processor's vectors too: no need to spend
-    # ten seconds on compiling a probe for each kind
+    # Skip ten seconds of test compilations: a compiler with C++20, which PyTorch's headers need, supports the vector
+    # instructions too
     "cpp.vec_isa_ok": True,
 }
-# The compiler has global state while it traces
+# Dynamo has global state while it traces
 _LOCK = threading.Lock()
 
 
 class CompiledGradients:
     """
-    ``objective.eager_gradients``, compiled. Dynamo guards all that the graph has fixed: with another shape, module or
-    attribute it compiles another graph.
+    ``objective.eager_gradients``, compiled. Dynamo guards everything that the graph assumes, and recompiles when a shape,
+    module or attribute changes.
 
-    Its guards and frames take 5 % of an update. Where the networks consist of plain layers, only other layers, tensors or
-    shapes can make a graph invalid: as long as these are the same, the compiled function is called directly.
+    Its guards and frames take 5 % of an update. With known layers only, just a change of layers, tensors or shapes can
+    invalidate a graph: while these stay the same, the compiled function is called directly.
 
-    :param mixed: whether the products between hidden layers are computed in bfloat16
+    :param mixed: whether products between hidden layers are computed in bfloat16
     """
 
     def __init__(self, mixed: bool = False):
@@ -55,7 +55,7 @@ class CompiledGradients:
         self._state = ModuleState(nn.Module())
         self._objective: JointObjective | None = None
         self._direct: dict[Any, DirectCall] = {}
-        # What Dynamo has been called with since the networks last changed
+        # Keys that Dynamo was called with since the networks last changed
         self._called: set[Any] = set()
         self._pass: Any = None
         self._last_call: tuple[Callable[..., Any], Sequence[th.Tensor]] | None = None
@@ -67,7 +67,7 @@ class CompiledGradients:
         leaves: list[th.Tensor] = []
         map_tensors(leaves.append, inputs)
         if objective is not self._objective:
-            self._by_dynamo = {}  # no graph of the networks before will be used again
+            self._by_dynamo = {}  # graphs of the previous networks are not needed any more
         if objective is not self._objective or not self._state.is_current():
             self._objective, self._state, self._direct, self._called = objective, ModuleState(objective), {}, set()
         if self._state.has_hooks() or has_hooks(params):
@@ -86,12 +86,13 @@ class CompiledGradients:
         self, key: tuple[bool, Any], objective: JointObjective, params: Sequence[th.Tensor], inputs: UpdateInputs
     ) -> Gradients:
         """
-        :param key: ``update_actor``, and what it may have to compile for
+        :param key: ``update_actor`` and the signature of the inputs
         :return: see ``objective.eager_gradients``
         """
         update_actor, _ = key
         if key in self._called:
-            # An attribute of a module may have changed: only Dynamo knows, and cannot compile outside of tracing()
+            # This fails if Dynamo has to recompile, for instance because an attribute of a module changed: it can only do so
+            # inside tracing()
             with suppress(Exception):
                 return self._by_dynamo[update_actor](objective, params, inputs, update_actor)
         self._pass = self._graph_pass(inputs)
@@ -101,11 +102,13 @@ class CompiledGradients:
         self._by_dynamo[update_actor] = by_dynamo
         self._called.add(key)
         if getattr(self._pass, "has_no_effect", False):
-            warnings.warn("execution='mixed' is the same as 'compiled' here: " + self._pass.requirement, stacklevel=2)
+            warnings.warn(
+                f"execution='mixed' has no effect here and equals 'compiled': {self._pass.requirement}", stacklevel=2
+            )
         return gradients
 
     def _graph_pass(self, inputs: UpdateInputs) -> Any:
-        """:return: how the products of a graph of such inputs are written"""
+        """:return: the pass that rewrites the matrix products of the graph"""
         from sb3_softvalue.execution.graph_pass import Bf16MatmulPass, MatmulRewritePass
 
         if not self.mixed:
@@ -115,10 +118,10 @@ class CompiledGradients:
         return Bf16MatmulPass(shapes)
 
     def _backend(self) -> Callable[..., Any]:
-        """:return: Inductor with our options, that remembers how it was called"""
+        """:return: Inductor with our options; it remembers the arguments of its last call"""
         import torch._inductor
 
-        # Dynamo keeps a backend for ever
+        # A weak reference, since Dynamo keeps a backend forever
         owner = weakref.ref(self)
 
         def backend(graph: GraphModule, examples: Sequence[th.Tensor]) -> Callable[..., Any]:
@@ -140,13 +143,13 @@ class CompiledGradients:
 
 class DirectCall:
     """
-    A compiled function without Dynamo around it.
+    A compiled function, called without Dynamo.
 
     :param compiled: function of flat tensors
-    :param tensors: with which Dynamo has called it
-    :param leaves: those among them that are others at each call
-    :param params: what was differentiated by
-    :param gradients: that Dynamo's call has returned
+    :param tensors: arguments of Dynamo's last call
+    :param leaves: those among them that change with each call
+    :param params: the parameters of the gradients
+    :param gradients: result of Dynamo's last call
     """
 
     def __init__(
@@ -164,7 +167,7 @@ class DirectCall:
         self._is_complete = all(self._has_gradient)
 
     def has_params(self, params: Sequence[th.Tensor]) -> bool:
-        """:return: whether these are the parameters to differentiate by"""
+        """:return: whether the compiled gradients are those of these parameters"""
         return len(params) == len(self._params) and all(map(operator.is_, params, self._params))
 
     def __call__(self, leaves: Sequence[th.Tensor]) -> Gradients:
@@ -183,30 +186,30 @@ class DirectCall:
 
 def compile_gradients(backend: Callable[..., Any]) -> GradientFunction:
     """
-    :param backend: of ``torch.compile``
-    :return: ``objective.eager_gradients``, to be compiled when it is first called
+    :param backend: backend of ``torch.compile``
+    :return: ``objective.eager_gradients``, compiled at its first call
     """
     reference = eager_gradients
-    # Graphs are kept with the code object: one of its own for each model, so that they do not count together nor outlive it
+    # Dynamo stores graphs with the code object: a copy per model keeps recompile limits and lifetimes separate
     own = types.FunctionType(reference.__code__.replace(), reference.__globals__, reference.__name__, reference.__defaults__)
     return th.compile(own, fullgraph=True, dynamic=False, backend=backend)
 
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """One at a time, with ``torch.autograd.grad`` inside the graph, and without the compiler's internal warnings."""
+    """Trace in one thread at a time, with ``torch.autograd.grad`` in the graph and without the compiler's warnings."""
     import torch._dynamo
 
-    # It looks at the bounds of a space by NumPy, which would become a computation of the graph
+    # It reads the bounds of a space with NumPy, which Dynamo would trace into the graph
     th.compiler.assume_constant_result(preprocessing.is_image_space)
     config: Any = torch._dynamo.config
     traces = config.patch(trace_autograd_ops=True) if hasattr(config, "trace_autograd_ops") else nullcontext()
     with _LOCK, traces, warnings.catch_warnings():
-        # They would be errors where warnings are
+        # Otherwise they would fail the compilation where warnings are errors
         warnings.simplefilter("ignore")
         validates = th.distributions.Distribution._validate_args
         try:
             yield
         finally:
-            # Dynamo switches it off for good, and SB3's policies would no longer refuse NaN
+            # Dynamo disables validation permanently, and SB3's policies would no longer refuse NaN
             th.distributions.Distribution.set_default_validate_args(validates)

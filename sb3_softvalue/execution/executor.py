@@ -1,4 +1,4 @@
-"""Computes the gradients of an update in the way that was chosen."""
+"""Computes the gradients of an update with the chosen backend."""
 
 import operator
 import random
@@ -25,11 +25,11 @@ from sb3_softvalue.objective import (
 
 class Executor:
     """
-    Chooses how updates run, and keeps to it. A copy begins without compiled functions.
+    Chooses how updates run, and runs them. A copy starts without compiled functions.
 
     :param requested: one of ``EXECUTIONS``
-    :param verbose: whether to print what "auto" has chosen
-    :param resolved: what updates of the same model were executed by before; None before the first
+    :param verbose: whether to print what "auto" chooses
+    :param resolved: the execution of the model's previous updates; None before the first
     """
 
     def __init__(self, requested: str, verbose: bool = False, resolved: str | None = None):
@@ -39,7 +39,7 @@ class Executor:
         self._reset()
 
     def _reset(self) -> None:
-        """Without compiled functions."""
+        """Start without compiled functions."""
         self._gradients: GradientFunction | None = None
         self._settled = False
         self._is_observed = False
@@ -52,36 +52,38 @@ class Executor:
         vars(self).update(state)
         self._reset()
 
-    def prepare(self, device: th.device, n_updates: float) -> None:
+    def prepare(self, device: th.device, n_certain: int, n_updates: float) -> None:
         """
-        Choose the execution of the coming gradient steps.
+        Choose the execution of the next gradient steps.
 
-        :param device: of the networks
-        :param n_updates: gradient steps that the model has done and will do in this ``learn()``
+        :param device: device of the networks
+        :param n_certain: gradient steps that the model has done and will do in this ``train()``
+        :param n_updates: gradient steps that the model has done and will do in this ``learn()``, unless it stops early
         :raises ValueError: if the execution was requested explicitly and this machine cannot run it
         :raises RuntimeError: inside ``torch.autocast``
         """
         check_autocast(device)
-        if self._settled or (self._gradients is not None and not amortizes(n_updates)):
+        if self._settled or (self._gradients is not None and not amortizes(n_certain, n_updates)):
             return
-        choice = choose(self.requested, device, n_updates, self.resolved)
+        choice = choose(self.requested, device, n_certain, n_updates, self.resolved)
         if self._gradients is None or choice.execution != self.resolved:
-            if self.requested == "auto":
-                self._announce(f"Update executed by {choice.execution!r}: {choice.reason}")
+            if self.requested == "auto" and self.verbose:
+                print(f"Updates run with execution={choice.execution!r}: {choice.reason}")
             self._use(choice.execution, device)
-        # Only "auto" running eagerly may still change its mind
-        self._settled = choice.execution != "eager" or self.requested == "eager" or amortizes(n_updates)
+        # Only an eager "auto" may still change, when more updates follow
+        self._settled = choice.execution != "eager" or self.requested == "eager" or amortizes(n_certain, n_updates)
 
     def _use(self, execution: str, device: th.device) -> None:
         """
-        :param execution: one of ``EXECUTIONS`` but "auto"
+        :param execution: one of ``EXECUTIONS`` except "auto"
+        :param device: device of the networks
         """
         self.resolved = execution
         self._is_observed = False
         if execution == "eager":
             self._gradients = eager_gradients
         elif device.type == "cuda":
-            # Launched from Python one by one, also compiled kernels would take longer to launch than to run
+            # Also compiled kernels are captured: launching them from Python takes longer than running them
             self._gradients = CapturedGradients(compiled=execution == "compiled")
         else:
             self._gradients = CompiledGradients(mixed=execution == "mixed")
@@ -93,25 +95,25 @@ class Executor:
         See ``objective.eager_gradients``.
 
         :raises ValueError: if the execution was requested explicitly and the networks cannot be traced
-        :raises RuntimeError: if it was requested explicitly and its preparation fails
+        :raises RuntimeError: if it was requested explicitly and compilation or capture fails
         """
-        assert self._gradients is not None, "prepare() comes first"
+        assert self._gradients is not None, "call prepare() first"
         with self._fast_matmul(objective, len(inputs.batch.rewards)):
             if self.resolved == "eager":
                 return eager_gradients(objective, params, inputs, update_actor)
             if not self._is_observed:
-                # The first update runs eagerly, to see whether it does anything that a graph would not repeat
+                # The first update runs eagerly, to detect side effects that a graph would not repeat
                 gradients, problem = _observed_gradients(objective, params, inputs, update_actor)
                 self._is_observed = True
                 if problem is not None:
                     self._fall_back(problem, ValueError(f"execution={self.requested!r} is not possible: {problem}"))
                 return gradients
-            if inputs.noise is None:  # since the first, the actor was given its own way of sampling
+            if inputs.noise is None:  # the actor's sampling was replaced since the first update
                 return eager_gradients(objective, params, inputs, update_actor)
             try:
                 return self._gradients(objective, params, inputs, update_actor)
             except Exception as error:
-                # What a compiler raises comes wrapped by Dynamo
+                # Dynamo wraps the errors of a backend
                 cause = getattr(error, "inner_exception", error)
                 reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
                 self._fall_back(f"{self.resolved!r} failed with {reason}", error)
@@ -119,42 +121,39 @@ class Executor:
 
     def _fall_back(self, reason: str, error: Exception) -> None:
         """
-        Continue eagerly.
+        Fall back to eager if "auto" was requested, else raise.
 
-        :param reason: why, the rest of a sentence
-        :param error: what made it necessary
-        :raises RuntimeError: if another execution was requested explicitly
+        :param reason: reason, as the rest of a sentence
+        :param error: error that makes it necessary
+        :raises ValueError: if another execution was requested explicitly and ``error`` is a ``ValueError``
+        :raises RuntimeError: if another execution was requested explicitly, for all other errors
         """
         if self.requested != "auto":
             if isinstance(error, ValueError):
                 raise ValueError(f"{error}; use execution='auto' or 'eager'.")
             raise RuntimeError(f"execution={self.requested!r} failed, use execution='auto' or 'eager': {reason}") from error
         self.resolved, self._gradients = "eager", eager_gradients
-        warnings.warn(f"SACV continues with execution='eager': {reason}.", stacklevel=2)
+        warnings.warn(f"SACV falls back to execution='eager': {reason}.", stacklevel=2)
 
     def _fast_matmul(self, objective: JointObjective, batch_size: int) -> PreferOneDNN:
-        """:return: the context in which the products run, made anew for another objective or batch size"""
+        """:return: the context of the matrix products, cached for one objective and batch size"""
         key = objective, batch_size
         if self._matmul is None or self._matmul[0] != key:
             self._matmul = key, PreferOneDNN(objective, batch_size)
         return self._matmul[1]
-
-    def _announce(self, line: str) -> None:
-        if self.verbose:
-            print(line)
 
 
 def _observed_gradients(
     objective: JointObjective, params: Sequence[th.Tensor], inputs: UpdateInputs, update_actor: bool
 ) -> tuple[Gradients, str | None]:
     """
-    :return: the gradients, and what the networks do that a compiled or captured graph would not repeat, as the rest of a
-        sentence; None if nothing
+    :return: the gradients, and a side effect of the networks that a graph would not repeat, as the rest of a sentence; None
+        if there is none
     """
     if objective.actor.use_sde:
         problem = "gSDE draws its noise inside the network"
     elif draws_own_noise(objective.actor):
-        problem = f"{type(objective.actor).__name__} has another action_log_prob or action_dist than SB3's"
+        problem = f"{type(objective.actor).__name__} does not use SB3's action_log_prob and action_dist"
     else:
         problem = None
     generators = {"NumPy": _numpy_state, "Python": random.getstate, "PyTorch": _torch_state}
@@ -172,12 +171,12 @@ def _observed_gradients(
 
 
 def _numpy_state() -> Any:
-    """:return: of NumPy's global generator, comparable"""
+    """:return: comparable state of NumPy's global generator"""
     state: Any = np.random.get_state()
     return state[1].tobytes(), state[2]
 
 
 def _torch_state() -> Any:
-    """:return: of PyTorch's global generators, comparable"""
+    """:return: comparable state of PyTorch's global generators"""
     states = [th.get_rng_state(), *(th.cuda.get_rng_state_all() if th.cuda.is_available() else [])]
     return [state.numpy().tobytes() for state in states]

@@ -1,8 +1,7 @@
-"""Compiler passes that write an update's matrix products as a CPU computes them fastest.
+"""Compiler passes that rewrite the matrix products of an update into the fastest form on a CPU.
 
-PyTorch's private interface in this file: Inductor's ``CustomGraphPass`` and the metadata of its graph. The rewrite makes a
-compiled update 1.1 times as fast (Intel Xeon, one thread); without it, ``compiled.py`` compiles the same graph as it is.
-bfloat16 products (``execution="mixed"``) are not to be had without it.
+This file uses private interfaces of PyTorch: Inductor's ``CustomGraphPass`` and the metadata of its graph. The rewrite speeds
+a compiled update up 1.1 times (Intel Xeon, one thread). ``execution="mixed"`` (products in bfloat16) needs it.
 """
 
 from collections.abc import Collection
@@ -14,22 +13,21 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 aten = th.ops.aten
-# Sides of a product that count as wide: from here on kernels fill their vectors along them, and rounding to bfloat16 pays
+# Smallest dimension along which kernels fill their vectors, and from which rounding to bfloat16 pays off
 MIN_WIDE_DIM = 64
-# What they return is a network's own, whatever they read
+# Operators of layers: their outputs are activations, whatever they read
 _LAYERS = ("addmm", "mm", "bmm", "baddbmm", "convolution", "embedding", "_embedding_bag")
 
 
 class MatmulRewritePass(CustomGraphPass):
     """
-    Rewrites matrix products where another form of the same numbers is faster on a CPU.
+    Rewrites matrix products into equivalent forms that are faster on a CPU.
 
-    - ``addmm`` first copies the bias over the whole output: as ``mm + bias`` Inductor fuses it into the activation. It does so
-      by itself, but only for GPUs (``should_prefer_unfused_addmm``).
-    - A product of which one side is a vector is a multiplication, and a sum: fused into the activation as well.
-    - Columns of a product that are not used, such as the gradients to the observations, are not computed.
-    - The gradient of a layer with few inputs is computed as its transpose: the libraries' kernels fill a processor's vectors
-      along the long side.
+    - ``addmm`` first copies the bias over the whole output. As ``mm + bias``, Inductor fuses it into the activation, which it
+      does by itself for GPUs only (``should_prefer_unfused_addmm``).
+    - A product with a vector becomes an elementwise product and a sum, which Inductor fuses too.
+    - Unused columns of a product, such as the gradients of the observations, are not computed.
+    - The weight gradient of a layer with few inputs is computed transposed, since kernels fill vectors along the long side.
     """
 
     def __call__(self, graph: Graph) -> None:
@@ -49,9 +47,9 @@ class MatmulRewritePass(CustomGraphPass):
             self._transpose_narrow_gradients(graph, node)
 
     def _compute_used_columns(self, graph: Graph, node: Node) -> None:
-        """Where only these columns are used of a product or a sum of products, take them of its right side."""
+        """If only these columns of a product, or of a sum of products, are used, slice the right factor instead."""
         whole, dim, *rest = arguments(node)
-        if dim != 1 or len(whole.users) > 1 or whole.kwargs:  # such as the factor of a sum
+        if dim != 1 or len(whole.users) > 1 or whole.kwargs:  # kwargs: such as alpha of aten.add
             return
         is_sum = whole.target is aten.add.Tensor and all(isinstance(part, Node) for part in whole.args)
         if is_sum and all(part.meta["val"].shape == whole.meta["val"].shape for part in whole.args):
@@ -67,7 +65,7 @@ class MatmulRewritePass(CustomGraphPass):
             graph.erase_node(whole)
 
     def _multiply_vectors(self, graph: Graph, node: Node) -> None:
-        """Rewrite a product of which one side is a vector."""
+        """Rewrite a product with a vector as an elementwise product and a sum."""
         left, right = arguments(node)
         (n_rows, n_inner), n_columns = left.meta["val"].shape, right.meta["val"].shape[1]
         if n_inner == 1:
@@ -91,32 +89,32 @@ class MatmulRewritePass(CustomGraphPass):
         transposed_right = insert(graph, node, aten.permute.default, right, [1, 0])
         product = insert(graph, node, aten.mm.default, transposed_right, arguments(left)[0])
         transposed = insert(graph, node, aten.permute.default, product, [1, 0])
-        # In the memory format of the weights, which the optimizers need
+        # The optimizers need the memory format of the weights
         replace(graph, node, insert(graph, node, aten.clone.default, transposed, memory_format=th.contiguous_format))
 
     def uuid(self) -> Any:
-        """:return: identity of this pass in Inductor's cache on disk"""
+        """:return: key of this pass in Inductor's disk cache"""
         return get_hash_for_files((__file__,))
 
 
 class Bf16MatmulPass(MatmulRewritePass):
     """
-    ``MatmulRewritePass`` whose products between hidden layers, of float32 matrices, are computed in bfloat16.
+    ``MatmulRewritePass`` that also computes float32 products between hidden layers in bfloat16.
 
-    :param data_shapes: of the graph's inputs that are no weights. The scale of an observation is unknown, and a position of
-        100 m would be rounded to half a metre: products that read such an input stay in float32.
+    :param data_shapes: shapes of the graph's inputs other than weights. Products that read such an input stay in float32,
+        since the scale of observations is unknown: bfloat16 would round a position of 100 m to half a metre.
     """
 
     requirement = (
-        f"no product between hidden layers has {MIN_WIDE_DIM} or more units on both of its sides and as many transitions in a "
-        "batch."
+        f"no product between hidden layers has at least {MIN_WIDE_DIM} units on both sides and a batch of at least "
+        f"{MIN_WIDE_DIM}."
     )
 
     def __init__(self, data_shapes: Collection[tuple[int, ...]] = ()):
         super().__init__()
         self.data_shapes = frozenset(data_shapes)
         self.has_no_effect = False
-        """Whether the last graph had no product that is worth rounding for"""
+        """Whether the last graph had no product worth rounding"""
 
     def __call__(self, graph: Graph) -> None:
         """
@@ -132,12 +130,12 @@ class Bf16MatmulPass(MatmulRewritePass):
             replace(graph, node, insert(graph, node, th.ops.prims.convert_element_type.default, product, th.float32))
 
     def _eligible_products(self, graph: Graph) -> list[Node]:
-        """:return: products of float32 matrices that are worth rounding for, none of which reads an observation"""
+        """:return: float32 products worth rounding, none of which reads an observation"""
         data = {node for node in graph.nodes if node.op == "placeholder" and tuple(node.meta["val"].shape) in self.data_shapes}
         for node in graph.nodes:
             read = data.intersection(node.all_input_nodes)
             name = getattr(node.target, "__name__", "").partition(".")[0]
-            # A product of observations with each other is none
+            # A product of two observations has no weights
             is_layer = (name in _LAYERS and len(read) < len(node.all_input_nodes)) or "is_product" in node.meta
             if read and not is_layer:
                 data.add(node)
@@ -151,8 +149,8 @@ class Bf16MatmulPass(MatmulRewritePass):
 
     def _to_bf16(self, graph: Graph, node: Node, rounded: dict[Node, Node]) -> Node:
         """
-        :param rounded: what was converted before
-        :return: the matrix in bfloat16, converted once for all products that it is in, also transposed
+        :param rounded: matrices converted so far
+        :return: the matrix in bfloat16; each matrix is converted once for all products, also transposed ones
         """
         if node in rounded:
             return rounded[node]
@@ -160,14 +158,14 @@ class Bf16MatmulPass(MatmulRewritePass):
             source, dims = arguments(node)
             result = insert(graph, node.next, aten.permute.default, self._to_bf16(graph, source, rounded), dims)
         else:
-            # Inputs of the graph stay together at its beginning
+            # All placeholders must stay at the beginning of the graph
             last = node if node.op != "placeholder" else [other for other in graph.nodes if other.op == "placeholder"][-1]
             result = insert(graph, last.next, th.ops.prims.convert_element_type.default, node, th.bfloat16)
         rounded[node] = result
         return result
 
     def uuid(self) -> Any:
-        """:return: None: a graph from Inductor's cache would meet no pass, which could not tell then whether it rounds"""
+        """:return: None disables Inductor's disk cache: for a cached graph, ``has_no_effect`` would be unknown"""
         return None
 
 
@@ -177,19 +175,17 @@ def calls(graph: Graph, target: th._ops.OpOverload) -> list[Node]:
 
 
 def arguments(node: Node) -> tuple[Any, ...]:
-    """:return: a call's positional arguments"""
+    """:return: positional arguments of a call"""
     return node.args
 
 
 def is_transpose(node: Node) -> bool:
-    """:return: whether this is the transpose of a matrix; the identity is a permutation as well"""
+    """:return: whether the node transposes a matrix (the identity is a permutation too)"""
     return node.target is aten.permute.default and [dim % 2 for dim in arguments(node)[1]] == [1, 0]
 
 
 def insert(graph: Graph, before: Node, target: th._ops.OpOverload, *args: Any, **kwargs: Any) -> Node:
-    """
-    :return: a call of ``target`` right before a node
-    """
+    """:return: a new call of ``target``, inserted before the node ``before``"""
     with graph.inserting_before(before):
         node = graph.call_function(target, args, kwargs)
     values, more = map_arg((args, kwargs), lambda argument: argument.meta["val"])
@@ -198,6 +194,6 @@ def insert(graph: Graph, before: Node, target: th._ops.OpOverload, *args: Any, *
 
 
 def replace(graph: Graph, node: Node, by: Node) -> None:
-    """Let all users of ``node`` use ``by`` and remove it."""
+    """Replace ``node`` by ``by`` everywhere and erase it."""
     node.replace_all_uses_with(by)
     graph.erase_node(node)

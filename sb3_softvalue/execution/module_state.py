@@ -1,4 +1,4 @@
-"""What a compiled or captured graph of networks has fixed beside its inputs."""
+"""What a compiled or captured graph assumes about its modules."""
 
 import operator
 from collections.abc import Iterable
@@ -11,22 +11,22 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from sb3_softvalue.policies import is_plain_module, submodules
 
-# Layers without options: nothing but their parameters decides what they compute
+# Layers whose output depends on nothing but their input and parameters
 _WITHOUT_OPTIONS = {
     *(nn.Sequential, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.Mish, nn.Identity),
-    # It has, but other dimensions would fit nothing
+    # Has options, but other values would not fit the next layer
     *(nn.Flatten, FlattenExtractor),
 }
 
-# The forward methods of modules' classes, as they were when a graph was first made
+# Forward methods of the modules' classes when the first graph was created
 _FORWARDS: dict[Any, Any] = {}
 
 
 class ModuleState:
     """
-    The submodules of a module with their tensors, options and methods, to be compared before a graph of it is used again.
+    A snapshot of a module's submodules with their tensors, options and methods, compared before a graph is reused.
 
-    :param module: of which the graph is
+    :param module: module of the graph
     """
 
     def __init__(self, module: nn.Module):
@@ -43,15 +43,15 @@ class ModuleState:
         self.is_plain = all(child is module or is_plain_module(child) for child in self._modules) and not any(
             callable(getattr(type(child), name, None)) for child in self._modules for name in vars(child)
         )
-        """Whether all that is computed depends on what is compared here and on inputs alone"""
+        """Whether the result depends only on the inputs and on what is compared here"""
 
     def _find_places(self) -> list[Any]:
-        """:return: where the tensors are, and which of them are learned"""
+        """:return: addresses and strides of the tensors, and which of them are learned"""
         functions = (th.Tensor.data_ptr, th.Tensor.stride, operator.attrgetter("requires_grad"))
         return [list(map(function, self._tensors)) for function in functions]
 
     def is_current(self) -> bool:
-        """:return: whether no submodule, tensor, option or method was added, removed or exchanged, and none was frozen"""
+        """:return: whether no submodule, tensor, option or method was added, removed, replaced or frozen"""
         modules = submodules(self._module)
         if modules != self._modules or list(map(type, modules)) != self._types:
             return False
@@ -60,38 +60,34 @@ class ModuleState:
             return False
         try:
             is_same = [vars(child) for child in self._with_options] == self._attributes
-        except (RuntimeError, ValueError):  # of an array or a tensor that was exchanged, whose comparison gives an array
+        except (RuntimeError, ValueError):  # an array or tensor attribute was replaced: comparing it gives no bool
             return False
         return is_same and self._find_places() == self._places
 
     def has_hooks(self) -> bool:
-        """:return: whether something of the user's runs in forward or backward pass, which a graph from before would leave
-        out"""
+        """:return: whether the user has added a hook or replaced a forward method, which a graph would skip"""
         if _has_any_global_hook() or any(kind.forward is not _FORWARDS[kind] for kind in self._kinds):
             return True
         for child in self._modules:
             if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
                 return True
-            if "forward" in vars(child):  # replaced on the object itself, as above on its class
+            if "forward" in vars(child):  # replaced on the instance
                 return True
         return False
 
 
 def has_hooks(params: Iterable[th.Tensor]) -> bool:
-    """:return: whether something of the user's changes the gradient of a parameter"""
-    for param in params:
-        if param._backward_hooks:
-            return True
-    return False
+    """:return: whether a parameter has a hook that may change its gradient"""
+    return any(param._backward_hooks for param in params)
 
 
 def signature(tensors: Iterable[th.Tensor]) -> tuple[Any, ...]:
-    """:return: what a graph has fixed about its inputs"""
+    """:return: what a graph assumes about its inputs"""
     return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """:return: a copy of all attributes, of lists too, such as a critic's ``q_networks``"""
+    """:return: a copy of all attributes; lists, such as a critic's ``q_networks``, are copied too"""
     return {name: value.copy() if isinstance(value, list) else value for name, value in vars(module).items()}
 
 

@@ -1,9 +1,9 @@
 """
-Stepping the update's optimizers: fused Adam over all networks in one call where that is what the optimizers do anyway.
+The optimizer step: one call of the fused Adam kernel for all networks, if their optimizers are fused Adam or AdamW.
 
-PyTorch's private interface in this file: the kernels ``torch._fused_adam_`` and ``torch._fused_adamw_``, which PyTorch's own
-fused optimizers call. Without them every optimizer makes a step of its own, and an update takes 4 % longer. Hooks of
-optimizers and parameters are registered by public methods, and found by private attributes.
+This file uses private interfaces of PyTorch: the kernels ``torch._fused_adam_`` and ``torch._fused_adamw_``, which PyTorch's
+fused optimizers call. Without them each optimizer steps separately, and an update takes 4 % longer. Private attributes show
+whether optimizers and parameters have hooks.
 """
 
 import operator
@@ -15,26 +15,26 @@ from torch import nn
 
 from sb3_softvalue.execution.captured import CapturedGraph, is_capturable
 
-# By whether the weight decay is AdamW's
+# True for decoupled weight decay (AdamW)
 _KERNELS: dict[bool, Any] = {False: getattr(th, "_fused_adam_", None), True: getattr(th, "_fused_adamw_", None)}
-# Steps with everything where it was before one is captured: a capture costs as much as some ten steps
+# Identical steps before one is captured: a capture costs as much as about ten steps
 _CALLS_BEFORE_CAPTURE = 100
 
 
 def learned_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
     """
     :param optimizer: any optimizer
-    :return: its parameters that are learned (not frozen by the user), in order
+    :return: its parameters in order, without those that the user has frozen
     """
     return [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
 
 
 class AdamState:
     """
-    The state of an Adam optimizer, in the order of its parameters: to look it up for each parameter at each step takes longer
-    than to see that nothing is new. The counters of steps become views of one tensor, so that one addition counts for all.
+    The state of an Adam optimizer in the order of its parameters, cached because looking it up at each step is slower than
+    comparing. The step counters become views of one tensor, so that one addition increments them all.
 
-    :param optimizer: after its first step
+    :param optimizer: optimizer after its first step
     :param params: its parameters
     """
 
@@ -48,32 +48,31 @@ class AdamState:
             state["step"] = step
 
     def is_current(self, optimizer: th.optim.Optimizer, params: list[th.Tensor]) -> bool:
-        """:return: whether this still is the state of these parameters"""
+        """:return: whether this is still the state of these parameters"""
         return (
-            _are_same(params, self.params)
-            and _are_same(optimizer.state.values(), self._present)
-            and _are_same([state["step"] for state in self.states], self._steps)
+            _are_identical(params, self.params)
+            and _are_identical(optimizer.state.values(), self._present)
+            and _are_identical([state["step"] for state in self.states], self._steps)
         )
 
 
 class OptimizerStep:
     """
-    Steps several optimizers from the gradients of their parameters.
+    Steps several optimizers with given gradients.
 
-    Fused Adam and AdamW, which SACV's networks have by default, share one call of their kernel where they share their options,
-    on the optimizers' own state: the same numbers without the overhead of four times ``optimizer.step()``. Every other
-    optimizer is stepped by its own ``step()``. On a GPU the call is captured as a CUDA graph once it has repeated on the same
-    tensors for a while.
+    Fused Adam (SACV's default) and AdamW with the same options share one kernel call on the optimizers' own state: the same
+    numbers without the overhead of four ``optimizer.step()``. Any other optimizer uses its own ``step()``. On a GPU the call
+    is captured as a CUDA graph after many identical calls.
     """
 
     def __init__(self) -> None:
-        # By optimizer
+        # By id of the optimizer
         self._known: dict[int, AdamState] = {}
-        # By the optimizers that are stepped together
+        # By ids of the optimizers that share a call
         self._repeated: dict[tuple[int, ...], RepeatedStep] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy begins without graphs, which cannot be copied
+        # Graphs cannot be copied: a copy starts without
         return type(self), ()
 
     def __call__(
@@ -85,11 +84,11 @@ class OptimizerStep:
         found_inf: th.Tensor | None = None,
     ) -> None:
         """
-        :param optimizers: their parameters do not overlap
-        :param params: of each optimizer its ``learned_params``
-        :param gradients: one for each of these, in order; None leaves the parameter out, as SB3 does
-        :param max_grad_norm: clip the gradient norm of each optimizer by itself; None does not clip
-        :param found_inf: shape (), 1 on the device where the step must not be made; None makes it
+        :param optimizers: optimizers without common parameters
+        :param params: ``learned_params`` of each optimizer
+        :param gradients: one gradient per parameter, in order; None skips the parameter
+        :param max_grad_norm: maximum gradient norm of each optimizer; None does not clip
+        :param found_inf: flag on the device, shape (): 1 skips the step; None always steps
         """
         together: dict[Any, dict[int, AdamState]] = {}
         remaining = iter(gradients)
@@ -102,17 +101,17 @@ class OptimizerStep:
             if state is not None:
                 together.setdefault((options, own[0].dtype), {})[id(optimizer)] = state
             elif found_inf is None or not found_inf.item():
-                # Its own step knows no such flag, so that the device has to be waited for
-                _forget_frozen(optimizer)
+                # step() has no such flag: reading it synchronizes with the device
+                _clear_frozen(optimizer)
                 optimizer.step()
         for (options, _), members in together.items():
             self._step_together(options, members, found_inf)
 
     def _state(self, optimizer: th.optim.Optimizer, own: list[th.Tensor]) -> AdamState | None:
         """
-        :param optimizer: with the options for one call
+        :param optimizer: optimizer that ``fused_adam_options`` accepts
         :param own: its parameters
-        :return: their state; None before the first step, which makes it, and for numbers of several types
+        :return: their state; None before the first step, which creates it, and for mixed dtypes
         """
         state = self._known.get(id(optimizer))
         if state is None or not state.is_current(optimizer, own):
@@ -124,7 +123,7 @@ class OptimizerStep:
     def _step_together(self, options: tuple[Any, ...], members: dict[int, AdamState], found_inf: th.Tensor | None) -> None:
         """
         :param options: see ``fused_adam_options``
-        :param members: by optimizer, of those that share the options
+        :param members: states of the optimizers that share these options, by id
         :param found_inf: see ``__call__``
         """
         params = [param for member in members.values() for param in member.params]
@@ -165,9 +164,11 @@ class OptimizerStep:
 
 def _set_gradients(params: list[th.Tensor], gradients: Iterator[th.Tensor | None]) -> bool:
     """
-    :param params: get their gradients
-    :param gradients: one for each, taken from the iterator
-    :return: whether there is one for each
+    Set ``grad`` of each parameter, and call its hooks.
+
+    :param params: parameters of an optimizer
+    :param gradients: iterator that yields their gradients next
+    :return: whether no gradient is None
     """
     is_complete = True
     for param in params:
@@ -175,7 +176,7 @@ def _set_gradients(params: list[th.Tensor], gradients: Iterator[th.Tensor | None
         if gradient is None:
             is_complete = False
         elif not (gradient.is_contiguous() and param.is_contiguous()) and gradient.stride() != param.stride():
-            # A convolution's may come in another memory format, which the fused kernel would misread
+            # The gradient of a convolution may have another memory format, which the fused kernel would misread
             gradient = th.empty_like(param).copy_(gradient)
         param.grad = gradient
         if param._post_accumulate_grad_hooks and gradient is not None:
@@ -184,13 +185,13 @@ def _set_gradients(params: list[th.Tensor], gradients: Iterator[th.Tensor | None
     return is_complete
 
 
-def _are_same(some: Collection[Any], others: Collection[Any]) -> bool:
-    """:return: whether both hold the same objects"""
+def _are_identical(some: Collection[Any], others: Collection[Any]) -> bool:
+    """:return: whether both contain the same objects in the same order"""
     return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
-def _forget_frozen(optimizer: th.optim.Optimizer) -> None:
-    """Remove gradients from before a parameter was frozen, by which the optimizer would step it."""
+def _clear_frozen(optimizer: th.optim.Optimizer) -> None:
+    """Clear old gradients of frozen parameters, which the optimizer would still apply."""
     for group in optimizer.param_groups:
         for param in group["params"]:
             if not param.requires_grad:
@@ -199,8 +200,8 @@ def _forget_frozen(optimizer: th.optim.Optimizer) -> None:
 
 class RepeatedStep:
     """
-    A step as a CUDA graph once it has read and written the same places by the same numbers for a while, which a learning rate
-    that changes at each step never does. The results are the same to the bit.
+    An optimizer step that becomes a CUDA graph after many calls with the same addresses and options. With a learning rate
+    that changes at each step it never does. The results are bitwise identical.
     """
 
     def __init__(self) -> None:
@@ -210,18 +211,18 @@ class RepeatedStep:
 
     def __call__(self, step: Callable[[th.Tensor], None], found_inf: th.Tensor, key: Any) -> None:
         """
-        :param step: makes the step, unless it gets a 1
+        :param step: function that steps, unless its argument is 1
         :param found_inf: see ``OptimizerStep``
-        :param key: all numbers and addresses that the step depends on
+        :param key: all options and addresses that the step depends on
         """
         if key != self._key:
             self._key, self._n_equal, self._graph = key, 0, None
         self._n_equal += 1
         if self._n_equal == _CALLS_BEFORE_CAPTURE:
             try:
-                # The calls before a capture must change nothing
+                # 1: the warm-up calls of a capture must not step
                 self._graph = CapturedGraph(step, [th.ones_like(found_inf)])
-            except RuntimeError:  # slower without a graph, and as good
+            except RuntimeError:  # continue without a graph
                 self._graph = None
         if self._graph is None:
             step(found_inf)
@@ -232,14 +233,14 @@ class RepeatedStep:
 def fused_adam_options(optimizer: th.optim.Optimizer) -> tuple[Any, ...] | None:
     """
     :param optimizer: any optimizer
-    :return: whether its weight decay is AdamW's, learning rate, betas, weight decay and epsilon, on which optimizers must
-        agree to be stepped by one call; None where a step of this one may be more than the fused Adam kernel
+    :return: the options that optimizers must share for one call: whether weight decay is decoupled (AdamW), learning rate,
+        betas, weight decay and epsilon; None if ``step()`` may do more than call the fused kernel
     """
     if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or len(optimizer.param_groups) != 1:
         return None
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return None
-    if "step" in vars(optimizer):  # replaced on the object itself, as PyTorch's schedulers of the learning rate do
+    if "step" in vars(optimizer):  # replaced on the instance, as PyTorch's learning rate schedulers do
         return None
     group = optimizer.param_groups[0]
     variants = group.get("amsgrad"), group.get("maximize"), group.get("capturable"), group.get("differentiable")

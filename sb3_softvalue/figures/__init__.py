@@ -1,4 +1,4 @@
-"""The figures of a run, drawn from what ``SoftValueDiagnostics`` recorded. Nothing else in the package needs matplotlib."""
+"""Figures of a run that ``SoftValueDiagnostics`` recorded. No other part of the package needs matplotlib."""
 
 from sb3_softvalue.figures.film import save_gif
 from sb3_softvalue.figures.page import main, numbers, report

@@ -1,4 +1,4 @@
-"""A film of the policy, with V(s) and the return that follows."""
+"""A film of the policy with V(s) and the soft return."""
 
 import pathlib
 from typing import Any
@@ -12,7 +12,7 @@ from sb3_softvalue.diagnostics.state_statistics import read_states, reward_scale
 from sb3_softvalue.figures.style import BLUE, GREY, VERMILION
 from sb3_softvalue.sacv import SACV
 
-# Pixels: of a frame, of the plot beneath the picture, and what its labels need on the left, at the top and elsewhere
+# Pixels: width of a frame, height of the plot beneath the picture, left and top margin for labels, other margins
 _WIDTH, _STRIP, _LEFT, _TOP, _MARGIN = 320, 120, 48, 24, 10
 
 
@@ -26,15 +26,15 @@ def save_gif(
     look_ahead: int = 200,
 ) -> None:
     """
-    Film the deterministic policy. A plot beneath the picture shows V(s) and the soft return that is collected from s on.
+    Film the deterministic policy. A plot beneath the picture shows V(s) and the soft return collected from s.
 
-    :param model: trained or loaded
-    :param env: with ``render_mode="rgb_array"``; with ``VecNormalize`` if the model was trained with it
-    :param path: of the GIF
-    :param n_steps: length of the film in steps of the environment
-    :param seed: of the environment
-    :param every: show every so-many-th step
-    :param look_ahead: steps played after the film, so that the soft returns contain them and not V's own tail
+    :param model: a trained or loaded model
+    :param env: environment with ``render_mode="rgb_array"``; with ``VecNormalize`` if the model was trained with it
+    :param path: path of the GIF
+    :param n_steps: length of the film in environment steps
+    :param seed: seed of the environment
+    :param every: number of environment steps per frame
+    :param look_ahead: number of steps to run after the film, so that the soft returns contain real rewards instead of V
     :raises ImportError: if Pillow is not installed
     :raises ValueError: if the environment does not render to arrays
     """
@@ -44,7 +44,7 @@ def save_gif(
         raise ImportError('A GIF needs Pillow: pip install "sb3_softvalue[figures]" (or pip install pillow).') from error
     vec_env = model._wrap_env(env, monitor_wrapper=False)
     if vec_env.render_mode != "rgb_array":
-        raise ValueError('Filming needs an environment made with render_mode="rgb_array".')
+        raise ValueError('A film needs rendered frames: create the environment with render_mode="rgb_array".')
     vec_env.seed(seed)
     observations: Any = vec_env.reset()
     pictures, episodes = [], [Episode()]
@@ -80,10 +80,10 @@ def save_gif(
 
 def _frame(picture: Any, curves: np.ndarray, step: int) -> np.ndarray:
     """
-    :param picture: of the environment, shape (height, width, 3)
-    :param curves: V and the soft return collected along the whole film, shape (2, n_steps)
-    :param step: of this picture
-    :return: the picture with both curves up to this step beneath, shape (height', width, 3)
+    :param picture: rendered picture, shape (height, width, 3)
+    :param curves: V and the soft return during the whole film, shape (2, n_steps)
+    :param step: step of this picture
+    :return: the picture above both curves up to this step, shape (height', width, 3)
     """
     from PIL import Image, ImageDraw, ImageFont
 

@@ -19,39 +19,39 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Name of the file, what to read in it, and how it is drawn
+# File name: explanation, and function that draws the figure
 _FIGURES: dict[str, tuple[str, Callable[[list[Recording], Calibration | None], "Figure"]]] = {
     "learning_curve": (
-        "Return of each episode while training, with sampled actions; the deterministic policy usually does better. Dots are "
+        "Return of each training episode, with sampled actions; the deterministic policy usually does better. Dots are "
         "episodes, the line is their rolling mean.",
         lambda recordings, _: learning_curve(recordings),
     ),
     "entropy": (
-        "How random the policy is, in nats (natural units of information). It falls as the policy commits itself; a learned α "
-        "steers it to the target entropy.",
+        "How random the policy is, in nats (natural units of information). It falls as the policy becomes more deterministic; "
+        "a learned α keeps it near the target entropy.",
         lambda recordings, _: entropy(recordings),
     ),
     "action_usage": (
-        "Which actions are used, and how that drifts. Mass at both bounds means bang-bang control: full force one way or "
-        "the other.",
+        "How often each action is used, and how that changes during training. Mass at both bounds means bang-bang control: "
+        "full force in one direction or the other.",
         lambda recordings, _: action_usage(recordings),
     ),
     "temperature": (
-        "The temperature α: what one nat of entropy is worth in reward. A learned α rises while the policy is less random "
-        "than the target, and falls while it is more random.",
+        "The temperature α: the reward that one nat of entropy is worth. A learned α rises while the entropy is below its "
+        "target and falls while it is above.",
         lambda recordings, _: temperature(recordings),
     ),
     "calibration": (
-        "The soft return is the discounted sum of rewards and entropy bonuses from a state on. Points on the dashed line: V "
-        "predicts it. Slope below 1: V is spread too wide. Bias above 0: V over-estimates.",
+        "The soft return is the discounted sum of rewards and entropy bonuses from a state. A perfect V has its points around "
+        "the dashed line. Slope below 1: V varies too much. Bias above 0: V over-estimates.",
         lambda recordings, frozen: calibration(recordings, frozen),
     ),
     "value_along_episode": (
-        "V and its regression target min Q − α·log π should coincide; the target network V̄ follows V with a small lag.",
+        "V and its regression target min Q − α·log π should agree; the target network V̄ follows V with a small lag.",
         lambda recordings, _: value_along_episode(recordings),
     ),
     "value_landscape": (
-        "Where the policy expects to do well (bright), and what it does there (arrows).",
+        "V over the state space: high values are bright, arrows are the policy's actions.",
         lambda recordings, _: value_landscape(recordings[0]),
     ),
 }
@@ -63,20 +63,20 @@ def report(
     film: str | pathlib.Path | None = None,
 ) -> pathlib.Path:
     """
-    Write all figures of a run as PNG, and one HTML page with the figures and the numbers.
+    Write all figures of a run as PNG files, and one HTML page with the figures and a table.
 
-    :param run_dirs: folder of a run; several are seeds of one experiment and shown as a band
-    :param output: folder to write to; None takes ``report`` in the (first) run's folder
-    :param film: GIF to show at the top of the page, such as ``save_gif`` writes
+    :param run_dirs: folder of a run; several folders are seeds of one experiment, shown as a band
+    :param output: folder to write to; None uses ``report`` in the (first) run's folder
+    :param film: GIF to show at the top of the page, for instance from ``save_gif``
     :return: the HTML file
-    :raises FileNotFoundError: if a folder holds no recording
-    :raises ValueError: if a recording holds no finished episode
+    :raises FileNotFoundError: if a folder contains no recording
+    :raises ValueError: if a recording contains no finished episode
     """
     folders = [pathlib.Path(run_dir) for run_dir in ([run_dirs] if isinstance(run_dirs, str | pathlib.Path) else run_dirs)]
     recordings = [Recording.load(folder) for folder in folders]
     for folder, recording in zip(folders, recordings, strict=True):
         if recording.n_episodes == 0:
-            raise ValueError(f"The recording in {folder} holds no finished episode: train for longer.")
+            raise ValueError(f"The recording in {folder} contains no finished episode: train longer.")
     frozen = [Calibration.load(folder) for folder in folders if Calibration.exists(folder)]
     output = folders[0] / "report" if output is None else pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -89,14 +89,14 @@ def report(
         figure.savefig(output / f"{name}.png")
         if name == "calibration" and pooled is not None:
             explanation += " " + verdict(pooled)
-        # The page has the title as a heading
+        # The page shows the title as a heading
         title = figure.get_suptitle().partition(":")[0]
         figure.suptitle("")
         png = io.BytesIO()
         figure.savefig(png, format="png")
         sections.append((title, explanation, "png", png.getvalue()))
     if film is not None:
-        explanation = "The deterministic policy. Beneath: V(s) of the moment, and the soft return collected from it on."
+        explanation = "The deterministic policy. Beneath: V(s) at each step, and the soft return collected from there."
         sections.insert(0, ("The trained policy", explanation, "gif", pathlib.Path(film).read_bytes()))
     page = output / "index.html"
     page.write_text(html_page(recordings, frozen, sections), encoding="utf-8")
@@ -104,7 +104,7 @@ def report(
 
 
 def verdict(calibration: Calibration) -> str:
-    """:return: one sentence that says whether V can be trusted"""
+    """:return: one sentence on whether V is well calibrated"""
     spread = float(calibration.collected.std())
     good = 0.9 <= calibration.slope <= 1.1 and abs(calibration.bias) <= 0.1 * spread
     return (
@@ -115,9 +115,9 @@ def verdict(calibration: Calibration) -> str:
 
 def numbers(recordings: Recordings, frozen: Sequence[Calibration] = ()) -> dict[str, str]:
     """
-    :param recordings: of one run, or of several seeds
+    :param recordings: recordings of one run or of several seeds
     :param frozen: calibration of each, from ``evaluate_values``
-    :return: what the report's table says, name to value
+    :return: rows of the report's table, name to value
     """
     recordings = as_list(recordings)
     rows = {
@@ -140,7 +140,7 @@ def numbers(recordings: Recordings, frozen: Sequence[Calibration] = ()) -> dict[
         ("value_bias", "V's bias while training, last tenth (scaled reward)"),
         ("value_gap", "V − (min Q − α·log π), last tenth (scaled reward)"),
         ("target_lag", "lag |V − V̄|, last tenth (scaled reward)"),
-        ("bootstrapped", "share of V's own tail in the return collected (time limits)"),
+        ("bootstrapped", "weight of the bootstrapped V in the soft return (time limits)"),
     ):
         rows[label] = over_runs([tenth_mean(recording.episodes[name], 9) for recording in recordings], ".3g")
     if frozen:
@@ -154,14 +154,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     ``sb3-softvalue report RUN_DIR``.
 
-    :param argv: arguments; None takes those of the process
+    :param argv: arguments; None uses those of the process
     :return: exit status
     """
     parser = argparse.ArgumentParser(
         prog="sb3-softvalue report",
         description="Draw all figures of a run that SoftValueDiagnostics(RUN_DIR) recorded, on one HTML page.",
     )
-    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run; several are seeds, drawn as a band")
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run; several are seeds, shown as a band")
     parser.add_argument("--output", help="folder to write to (default: report/ in the first run's folder)")
     parser.add_argument("--film", help="GIF to show at the top of the page (default: none)")
     arguments = parser.parse_args(argv)
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def over_runs(values: Sequence[float], style: str) -> str:
-    """:return: the value of one run, or mean and range of several"""
+    """:return: the value of one run, or mean and range over several"""
     if len(values) == 1:
         return format(float(values[0]), style)
     return (
@@ -184,8 +184,10 @@ def over_runs(values: Sequence[float], style: str) -> str:
 
 def html_page(recordings: list[Recording], frozen: list[Calibration], sections: list[tuple[str, str, str, bytes]]) -> str:
     """
+    :param recordings: recordings of one run or of several seeds
+    :param frozen: calibration of each, from ``evaluate_values``
     :param sections: title, explanation, format ("png" or "gif") and content of each picture
-    :return: one HTML page that needs no other file
+    :return: a self-contained HTML page
     """
     table = "\n".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"

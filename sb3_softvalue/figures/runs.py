@@ -1,4 +1,4 @@
-"""One run or several seeds of one experiment: their quantities, their tenths, and what they are called."""
+"""Quantities, tenths and labels of one run or of several seeds."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,7 +8,7 @@ import numpy as np
 
 from sb3_softvalue.diagnostics import Recording
 
-# Names and units of the coordinates and of the actions of well-known tasks
+# Names and units of coordinates and actions of well-known tasks
 _STATE_LABELS = {
     "Pendulum-v1": ("angle from upright (rad)", "angular velocity (rad/s)"),
     "MountainCarContinuous-v0": ("position (track units)", "velocity (track units per step)"),
@@ -23,32 +23,35 @@ Recordings = Recording | Sequence[Recording]
 
 
 def as_list(recordings: Recordings) -> list[Recording]:
-    """:return: the recordings, at least one"""
+    """
+    :return: the recordings, at least one
+    :raises ValueError: if there is none, or one has no finished episode
+    """
     recordings = [recordings] if isinstance(recordings, Recording) else list(recordings)
     if not recordings or any(recording.n_episodes == 0 for recording in recordings):
-        raise ValueError("There is no finished episode to draw: train for longer.")
+        raise ValueError("There is no finished episode to draw: train longer.")
     return recordings
 
 
 def titled(recordings: list[Recording], text: str) -> str:
-    """:return: what is shown, of which algorithm and task"""
+    """:return: a title with the algorithm and the task"""
     info = recordings[0].info
     return f"{text}: {info['algorithm']} on {info['task'] or 'a custom task'}"
 
 
 def curves_of(recordings: list[Recording], name: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """:return: time steps and a quantity of the episodes, for each recording"""
+    """:return: time steps and a quantity of all episodes, for each recording"""
     return [(recording.episodes["timesteps"], recording.episodes[name]) for recording in recordings]
 
 
 def tenths_of(n_episodes: int) -> list[slice]:
-    """:return: ten parts of the episodes, in order; of fewer than ten some are repeated"""
+    """:return: ten consecutive parts of the episodes; with fewer than ten episodes, some are repeated"""
     edges = np.linspace(0, n_episodes, 11)
     return [slice(int(start), max(int(start) + 1, int(end))) for start, end in pairwise(edges)]
 
 
 def tenth_mean(values: np.ndarray, index: int) -> float:
-    """:return: mean over one tenth of the episodes; NaN where it holds none but NaN"""
+    """:return: mean over one tenth of the episodes, ignoring NaN; NaN if all values are NaN"""
     part = values[tenths_of(len(values))[index]]
     part = part[np.isfinite(part)]
     return float(part.mean()) if len(part) else float("nan")

@@ -1,4 +1,4 @@
-"""The style of all figures, and curves over the time steps."""
+"""The style of all figures, and curves over time steps."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito 2008, distinguishable under the common colour blindnesses
+# Okabe & Ito 2008: distinguishable with the common types of colour blindness
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 _WIDTH, _HEIGHT, _DPI = 8.0, 4.0, 110
 
 
 def new_figure(title: str, n_rows: int = 1, n_columns: int = 1, height: float = _HEIGHT) -> tuple["Figure", np.ndarray]:
     """
-    A figure in this package's style, without pyplot's global state and without a display.
+    A figure in this package's style, without pyplot's global state or a display.
 
-    :param title: of the whole
-    :param n_rows: of axes
-    :param n_columns: of axes
-    :param height: inches
+    :param title: title of the figure
+    :param n_rows: number of rows of axes
+    :param n_columns: number of columns of axes
+    :param height: height in inches
     :return: the figure and its axes, shape (n_rows, n_columns)
     :raises ImportError: if matplotlib is not installed
     """
@@ -46,7 +46,7 @@ def new_figure(title: str, n_rows: int = 1, n_columns: int = 1, height: float = 
 def rolling_mean(values: np.ndarray, window: int) -> np.ndarray:
     """
     :param values: shape (n,)
-    :param window: number of values up to each one, fewer at the start
+    :param window: number of values per mean, fewer at the start
     :return: trailing mean, shape (n,)
     """
     sums = np.cumsum(np.concatenate([[0.0], values]))
@@ -59,13 +59,13 @@ def draw_curves(
     axes: "Axes", curves: Sequence[tuple[np.ndarray, np.ndarray]], color: str, label: str, smooth: bool = True
 ) -> None:
     """
-    One curve as points and their rolling mean; several (seeds) as their mean in a band from the lowest to the highest.
+    Draw one curve as points with their rolling mean, or several (seeds) as their mean with a band from lowest to highest.
 
-    :param axes: to draw on
-    :param curves: x and y of each, x increasing
-    :param color: of all
-    :param label: of the line
-    :param smooth: False leaves out the rolling mean
+    :param axes: axes to draw on
+    :param curves: x and y of each curve, x increasing
+    :param color: color of all curves
+    :param label: label of the line
+    :param smooth: False draws the values without points and rolling mean
     """
     curves = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves]
     curves = [(x, y) for x, y in curves if len(x)]
@@ -89,7 +89,7 @@ def draw_curves(
 def over_time(
     recordings: list[Recording], title: str, name: str, color: str, label: str, smooth: bool = True
 ) -> tuple["Figure", "Axes"]:
-    """:return: a figure of one quantity of the episodes over the time steps, and its axes"""
+    """:return: a figure of a quantity of the episodes over time steps, and its axes"""
     figure, grid = new_figure(titled(recordings, title))
     axes = grid[0, 0]
     draw_curves(axes, curves_of(recordings, name), color, label, smooth)
@@ -100,7 +100,7 @@ def over_time(
 
 
 def shorten_ticks(axes: "Axes") -> None:
-    """Write 20k for 20000 on the time axis, from 0 on."""
+    """Write 20k for 20000 on the time axis, and start it at 0."""
     from matplotlib.ticker import EngFormatter
 
     axes.set_xlim(left=0)

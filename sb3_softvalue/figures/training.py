@@ -1,4 +1,4 @@
-"""How the training went: return, entropy, temperature and actions."""
+"""Figures of training: return, entropy, temperature and actions."""
 
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,13 @@ from sb3_softvalue.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, ne
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Rows of the action figure
+# Maximum number of rows in the action figure
 _MAX_ACTION_DIMS = 4
 
 
 def learning_curve(recordings: Recordings) -> "Figure":
     """
-    :param recordings: of one run, or of several seeds
+    :param recordings: recordings of one run or of several seeds
     :return: the return of each episode over the time steps
     """
     recordings = as_list(recordings)
@@ -28,8 +28,8 @@ def learning_curve(recordings: Recordings) -> "Figure":
 
 def entropy(recordings: Recordings) -> "Figure":
     """
-    :param recordings: of one run, or of several seeds
-    :return: the policy's entropy over the time steps, beside that of the uniform policy
+    :param recordings: recordings of one run or of several seeds
+    :return: the policy's entropy over the time steps, with that of the uniform policy as a reference
     """
     recordings = as_list(recordings)
     figure, axes = over_time(recordings, "Entropy of the policy", "entropy", GREEN, "rolling mean")
@@ -43,7 +43,7 @@ def entropy(recordings: Recordings) -> "Figure":
 
 def temperature(recordings: Recordings) -> "Figure":
     """
-    :param recordings: of one run, or of several seeds
+    :param recordings: recordings of one run or of several seeds
     :return: α over the time steps, on a logarithmic scale
     """
     recordings = as_list(recordings)
@@ -61,10 +61,10 @@ def temperature(recordings: Recordings) -> "Figure":
 
 def action_usage(recordings: Recordings) -> "Figure":
     """
-    For each dimension of the action: how often each value was used at the start and at the end, and how that drifted.
+    For each action dimension: a histogram of its values at the start and at the end, and its change during training.
 
-    :param recordings: of one run, or of several seeds, which are pooled
-    :return: two columns, one row for each of the first four dimensions
+    :param recordings: recordings of one run, or of several seeds, which are pooled
+    :return: a figure with two columns, and a row for each of the first four dimensions
     """
     recordings = as_list(recordings)
     info = recordings[0].info

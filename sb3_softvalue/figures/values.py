@@ -1,4 +1,4 @@
-"""Figures of V: against the returns collected, along an episode, over the state space."""
+"""Figures of V: against collected returns, along an episode, over the state space."""
 
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,10 @@ def calibration(recordings: Recordings, frozen: Calibration | None = None) -> "F
     """
     V against the soft return collected, and the bias of V over the training.
 
-    :param recordings: of one run, or of several seeds, whose states are pooled
-    :param frozen: from ``evaluate_values``; without it the states of the last tenth of the episodes are shown, during which
-        the policy still changed
-    :return: scatter on the left, bias over time on the right
+    :param recordings: recordings of one run, or of several seeds, whose states are pooled
+    :param frozen: calibration from ``evaluate_values``; None shows states of the last tenth of training, where the policy
+        still changed
+    :return: scatter plot on the left, bias over time on the right
     """
     recordings = as_list(recordings)
     figure, grid = new_figure(titled(recordings, "V(s) against the soft return collected"), 1, 2, height=4.3)
@@ -42,7 +42,7 @@ def calibration(recordings: Recordings, frozen: Calibration | None = None) -> "F
     draw_curves(bias, curves_of(recordings, "value_bias"), VERMILION, "rolling mean")
     bias.axhline(0.0, color="black", linestyle="--", linewidth=1.2)
     bias.set_title("during training", fontsize=10)
-    if len(bias.lines) > 1:  # not when all was warm-up
+    if len(bias.lines) > 1:  # there are episodes after the warm-up
         bias.legend(frameon=False, fontsize=9)
     bias.set(xlabel="time steps", ylabel="V(s) − soft return collected\n(above 0: over-estimation)")
     shorten_ticks(bias)
@@ -53,8 +53,8 @@ def value_along_episode(recordings: Recordings) -> "Figure":
     """
     V, V̄ and the critics along an episode, with the soft return collected.
 
-    :param recordings: of one run; of several the first is shown
-    :return: the last episode of which states were kept
+    :param recordings: recordings of one run; of several, the first is shown
+    :return: a figure of the last episode whose states were kept
     """
     recordings = as_list(recordings)
     states = recordings[0].states
@@ -63,8 +63,8 @@ def value_along_episode(recordings: Recordings) -> "Figure":
     axes = grid[0, 0]
     steps = states["step"][last]
     terminated = recordings[0].episodes.get("terminated", np.ones(states["episode"].max() + 1))[states["episode"].max()]
-    # Where a time limit cuts the episode, V of the last state completes the sum
-    label = "soft return collected from s on" + ("" if terminated else ",\nwith V after the time limit: they meet at the end")
+    # After a time limit, V of the last state is part of the soft return
+    label = "soft return collected from s" + ("" if terminated else ",\nplus V after the time limit (equal at the end)")
     axes.plot(steps, states["soft_return"][last], color="black", linestyle="--", label=label)
     axes.plot(steps, states["value"][last], color=BLUE, linewidth=2, label="V(s)")
     axes.plot(steps, states["target_value"][last], color=ORANGE, linewidth=1.5, label="target V̄(s)")
@@ -76,15 +76,15 @@ def value_along_episode(recordings: Recordings) -> "Figure":
 
 def value_landscape(recording: Recording) -> "Figure":
     """
-    V over the state space of a task with two or three dimensions, with the policy's action as arrows: along y for one
-    dimension (as a torque changes a velocity), else the first two dimensions. Dots are the states visited last.
+    V over a two- or three-dimensional state space. Arrows are the policy's actions: along y for one action dimension (as a
+    torque changes a velocity), else the first two dimensions. Dots are the states visited last.
 
-    :param recording: of a run on such a task
-    :return: the map
-    :raises ValueError: if the task has more dimensions
+    :param recording: recording of a run on such a task
+    :return: the figure
+    :raises ValueError: if the observations are no vectors of two or three numbers
     """
     if not recording.landscape:
-        raise ValueError("A landscape needs a task whose observations are two or three numbers, such as Pendulum-v1.")
+        raise ValueError("value_landscape needs observations of two or three numbers: use a task such as Pendulum-v1.")
     x, y, values, actions = (recording.landscape[name] for name in ("x", "y", "values", "actions"))
     figure, grid = new_figure(titled([recording], "V(s) over the state space"), height=4.8)
     axes = grid[0, 0]
@@ -119,7 +119,7 @@ def value_landscape(recording: Recording) -> "Figure":
 
 
 def _late_states(recordings: list[Recording]) -> tuple[np.ndarray, np.ndarray]:
-    """:return: V and soft return collected of the kept states in the last tenth of the episodes"""
+    """:return: V and collected soft return of the kept states in the last tenth of the episodes"""
     chosen = []
     for recording in recordings:
         start = min(tenths_of(recording.n_episodes)[9].start, int(recording.states["episode"].max()))
@@ -129,7 +129,7 @@ def _late_states(recordings: list[Recording]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _coordinates(recording: Recording) -> np.ndarray:
-    """:return: the two coordinates of the landscape for the kept states, shape (n, 2)"""
+    """:return: the kept states in the coordinates of the landscape, shape (n, 2)"""
     observations = recording.states["observation"]
     if bool(recording.landscape["is_angle"]):
         return np.stack([np.arctan2(observations[:, 1], observations[:, 0]), observations[:, 2]], axis=1)

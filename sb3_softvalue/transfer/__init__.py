@@ -1,4 +1,4 @@
-"""Conversion of models from and to SB3's SAC, and export to ONNX."""
+"""Conversion from and to SB3's SAC, and export to ONNX."""
 
 from sb3_softvalue.transfer.onnx import export_onnx
 from sb3_softvalue.transfer.sac import from_sac, to_sac

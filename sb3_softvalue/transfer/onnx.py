@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from torch import nn
 
-# The oldest that the exporter writes without converting
+# The oldest opset that PyTorch's exporter writes without conversion
 _OPSET = 18
 
 
@@ -22,29 +22,31 @@ def export_onnx(
     model: Any, path: str | pathlib.Path, include_value: bool | None = None, vec_normalize: VecNormalize | None = None
 ) -> None:
     """
-    Write a model as an ONNX graph that needs neither PyTorch nor this package. The number of observations is dynamic.
+    Write a model as an ONNX graph that needs neither PyTorch nor this package. The batch size is dynamic.
 
-    Inputs are what the environment gives: "observation" of shape (batch, *shape), or one input for each key of a Dict.
-    Box observations are float32, or uint8 where the space is, images in the layout of the model's environment; Discrete,
-    MultiDiscrete and MultiBinary ones are int64. Outputs are "action", the deterministic action in the environment's own
-    units, float32 of shape (batch, *action_shape), and "value", V(s) of shape (batch, 1) in the unit of ``predict_values``.
-    The model and the random generators are left as they are.
+    Inputs are the observations of the environment: "observation" of shape (batch, *shape), or one input per key of a Dict.
+    Box observations are float32, or uint8 if the space is; images have the environment's channel order. Discrete,
+    MultiDiscrete and MultiBinary observations are int64. Outputs are "action", the deterministic action in the environment's
+    own units, float32, shape (batch, *action_shape), and "value", V(s) in the unit of ``predict_values``, shape (batch, 1).
+    The export changes neither the model nor the random generators.
 
     :param model: a SACV
-    :param path: of the file to write
-    :param include_value: whether the graph has the output "value", and with it all observations as inputs; None: unless the
-        actor sees only some of them (``actor_keys``), which are the inputs then
-    :param vec_normalize: its normalisation of observations is put into the graph; None takes that of the model's environment
+    :param path: path of the file to write
+    :param include_value: whether the graph has the output "value" and all observations as inputs; None means True, unless the
+        actor sees only some observations (``actor_keys``): then only these are inputs
+    :param vec_normalize: normalization of the observations, included in the graph; None uses that of the model's environment
     :raises ImportError: if onnx or onnxscript is not installed
-    :raises ValueError: if the policy or the normalisation cannot be exported, or does not fit the observations
+    :raises ValueError: if the model cannot be exported with these arguments, or the normalization does not fit it
     """
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
-        raise ImportError("Exporting to ONNX needs onnx and onnxscript: pip install 'sb3_softvalue[onnx]'.")
+        raise ImportError(
+            "Exporting to ONNX needs onnx and onnxscript: pip install 'sb3_softvalue[onnx]' (or pip install onnx onnxscript)."
+        )
     if include_value is None:
         include_value = model.actor.observation_space == model.observation_space
     if include_value and not hasattr(model.policy, "value"):
         raise ValueError(
-            f"{type(model).__name__} has no V: export with include_value=False, or what SACV.from_sac makes of it."
+            f"{type(model).__name__} has no V: export with include_value=False, or convert it with SACV.from_sac first."
         )
     if vec_normalize is not None and not isinstance(vec_normalize, VecNormalize):
         raise ValueError(f"vec_normalize must be a VecNormalize, got {type(vec_normalize).__name__}.")
@@ -56,16 +58,16 @@ def export_onnx(
     keys = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
     taken = sorted(set(keys) & set(outputs))
     if taken:
-        raise ValueError(f"The graph's outputs have the names of the observations {taken}: rename these in the environment.")
+        raise ValueError(f"The observations {taken} have the names of the graph's outputs: rename them in the environment.")
     parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
     transposed = _transposed(model, keys)
     examples = tuple(_example(part, key in transposed).to(model.device) for key, part in zip(keys, parts, strict=True))
-    with _as_it_was(model):
-        graph = _Deployed(model, keys, transposed, include_value, normalize).to(model.device).eval()
+    with _preserve_state(model):
+        graph = _ExportedModel(model, keys, transposed, include_value, normalize).to(model.device).eval()
         graph.check_normalization(examples)
         batch = th.export.Dim("batch")
         with warnings.catch_warnings():
-            # The exporter's own, about its internals
+            # Warnings about the exporter's internals
             warnings.simplefilter("ignore")
             program = th.onnx.export(
                 graph,
@@ -81,15 +83,15 @@ def export_onnx(
         program.save(str(path), external_data=False)
 
 
-class _Deployed(nn.Module):
+class _ExportedModel(nn.Module):
     """
-    The graph.
+    The module that is exported.
 
-    :param model: gives actor and value
+    :param model: model with actor and value network
     :param keys: names of the inputs
-    :param transposed: those that are images with the channels last
-    :param include_value: whether V(s) is returned
-    :param normalize: normalisation of the observations, or None
+    :param transposed: inputs that are images with channels last
+    :param include_value: whether to return V(s)
+    :param normalize: normalization of the observations, or None
     """
 
     low: th.Tensor
@@ -114,7 +116,7 @@ class _Deployed(nn.Module):
             self.clip_obs = normalize.clip_obs
             for index, key in enumerate(self.normalized):
                 rms: Any = normalize.obs_rms[key] if dict_rms else normalize.obs_rms
-                # In float64, as SB3 computes
+                # In float64, as in SB3
                 self.register_buffer(f"mean_{index}", th.as_tensor(np.asarray(rms.mean, dtype=np.float64)))
                 std = np.sqrt(np.asarray(rms.var, dtype=np.float64) + normalize.epsilon)
                 self.register_buffer(f"std_{index}", th.as_tensor(std))
@@ -122,7 +124,7 @@ class _Deployed(nn.Module):
     def forward(self, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
         """
         :param inputs: raw observations
-        :return: actions and, where asked for, values
+        :return: actions and, with ``include_value``, values
         """
         observations = {key: self._prepare(key, obs) for key, obs in zip(self.keys, inputs, strict=True)}
         obs: Any = observations if isinstance(self.space, spaces.Dict) else observations["observation"]
@@ -133,18 +135,23 @@ class _Deployed(nn.Module):
 
     def check_normalization(self, inputs: Sequence[th.Tensor]) -> None:
         """
-        :param inputs: examples of the observations
-        :raises ValueError: if the statistics are of others
+        :param inputs: example observations
+        :raises ValueError: if the normalization statistics belong to other observations
         """
         for index, key in enumerate(self.normalized):
             if key not in self.keys:
-                raise ValueError(f"vec_normalize normalises {key!r}, which is no observation of the model.")
+                raise ValueError(
+                    f"vec_normalize normalizes {key!r}, which the model does not observe: pass the one used in training."
+                )
             own, other = tuple(inputs[self.keys.index(key)].shape[1:]), tuple(getattr(self, f"mean_{index}").shape)
             if own != other:
-                raise ValueError(f"vec_normalize has statistics of shape {other}, the model's {key} has shape {own}.")
+                raise ValueError(
+                    f"vec_normalize has statistics of shape {other}, but the model's {key} has shape {own}: pass the one used "
+                    "in training."
+                )
 
     def _prepare(self, key: str, obs: th.Tensor) -> th.Tensor:
-        """:return: as ``VecNormalize.normalize_obs`` and ``VecTransposeImage`` give it"""
+        """:return: the observation after ``VecNormalize.normalize_obs`` and ``VecTransposeImage``"""
         if key in self.normalized:
             index = self.normalized.index(key)
             normal = (obs.double() - getattr(self, f"mean_{index}")) / getattr(self, f"std_{index}")
@@ -154,10 +161,10 @@ class _Deployed(nn.Module):
 
 def _example(space: spaces.Space, transposed: bool) -> th.Tensor:
     """
-    :param space: of one input, as the model has it
-    :param transposed: whether the environment has its channels last
-    :return: two observations (one would be taken for a constant batch) as the graph's input has them
-    :raises ValueError: if the space is none that SB3's networks take
+    :param space: the model's space of one input
+    :param transposed: whether the environment's images have channels last
+    :return: two example observations in the layout of the graph's input (a batch of 1 would be exported as a constant)
+    :raises ValueError: if SB3's networks do not support the space
     """
     if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         raise ValueError(f"Observations of {space} cannot be exported: use Box, Discrete, MultiDiscrete or MultiBinary.")
@@ -168,9 +175,7 @@ def _example(space: spaces.Space, transposed: bool) -> th.Tensor:
 
 
 def _transposed(model: Any, keys: list[str]) -> list[str]:
-    """
-    :return: inputs that are images whose channels the environment has last and the model first
-    """
+    """:return: inputs that are images with channels last in the environment and channels first in the model"""
     env = model.get_env()
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecTransposeImage):
@@ -180,8 +185,8 @@ def _transposed(model: Any, keys: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _as_it_was(model: Any) -> Iterator[None]:
-    """Leave the model's modes and the random generators as they are found."""
+def _preserve_state(model: Any) -> Iterator[None]:
+    """Restore the modules' training modes and the random generators on exit."""
     modes = {module: module.training for module in model.policy.modules()}
     try:
         with th.random.fork_rng():

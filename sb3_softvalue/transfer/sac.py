@@ -1,4 +1,4 @@
-"""SB3's SAC to SACV and back: the same actor, critics, temperature, optimizers, options, counters and transitions."""
+"""Conversion between SB3's SAC and SACV: actor, critics, temperature, optimizers, options, counters and transitions."""
 
 import copy
 import inspect
@@ -25,7 +25,7 @@ from sb3_softvalue.transfer.value_fit import fit_value
 
 Model = TypeVar("Model", bound=SAC)
 
-# What a run has counted so far
+# Counters of a run
 _COUNTERS = (
     "num_timesteps",
     "ep_info_buffer",
@@ -36,8 +36,18 @@ _COUNTERS = (
     "_num_timesteps_at_start",
     "_current_progress_remaining",
 )
-# Entries of an optimizer's groups that say how it computes, not what
+# Entries of an optimizer's parameter groups that choose the implementation
 _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+# Options of SACV that SAC does not have, with the value that corresponds to SAC
+_WITHOUT_COUNTERPART = (
+    ("reward_scale", 1.0),
+    ("action_prior", "uniform"),
+    ("target_update_interval", 1),
+    ("policy_delay", 1),
+    ("max_grad_norm", None),
+    ("qf_learning_rate", None),
+    ("ent_coef_learning_rate", None),
+)
 
 
 def from_sac(
@@ -53,20 +63,20 @@ def from_sac(
     **kwargs: Any,
 ) -> Model:
     """
-    Make a SACV of a model that SB3's SAC trained, see ``SACV.from_sac``.
+    Convert a model of SB3's SAC, see ``SACV.from_sac``.
 
     :param model_class: ``SACV`` or a subclass
-    :param path_or_model: SAC model, or what ``SAC.save`` wrote (a pickle: open only files that you trust)
-    :param env: to continue in; None takes the model's own
-    :param fit_value_steps: gradient steps that fit V before training continues
-    :param collect_steps: transitions that the replay buffer holds at least before V is fitted
-    :param replay_buffer: transitions, or the path of what ``save_replay_buffer`` wrote (a pickle as well)
-    :param policy: the policy class; None takes what stands for SB3's own
-    :param device: of the new model; None takes that of the model, "auto" for a file
-    :param kwargs: arguments of ``model_class`` instead of the model's
+    :param path_or_model: SAC model, or a file that ``SAC.save`` wrote (a pickle: only files that you trust)
+    :param env: the environment to continue in; None uses the SAC's
+    :param fit_value_steps: number of gradient steps that fit V
+    :param collect_steps: minimum number of transitions in the replay buffer before V is fitted
+    :param replay_buffer: a replay buffer, or the path of a file that ``save_replay_buffer`` wrote (also a pickle)
+    :param policy: the policy class; None uses the counterpart of the SAC's class
+    :param device: device of the new model; None uses that of the SAC, or "auto" for a file
+    :param kwargs: arguments of ``model_class`` that replace the SAC's
     :return: the new model
     :raises ValueError: if the model is no SAC, its policy has no counterpart, the environment does not fit, a number of steps
-        is negative, or there is neither an environment nor a replay buffer to fit V on
+        is negative, or V cannot be fitted because there is neither an environment nor a replay buffer
     """
     checks.check_whole_number("fit_value_steps", fit_value_steps, minimum=0)
     checks.check_whole_number("collect_steps", collect_steps, minimum=0)
@@ -75,7 +85,7 @@ def from_sac(
         env = gym.make(env)
     if not isinstance(path_or_model, (SAC, str, pathlib.Path, io.BufferedIOBase)):
         raise ValueError(
-            f"from_sac takes a model of SB3's SAC or the file that SAC.save wrote, got {type(path_or_model).__name__}."
+            f"from_sac needs a model of SB3's SAC or a file that SAC.save wrote, got {type(path_or_model).__name__}."
         )
     if isinstance(path_or_model, SAC):
         source, device = path_or_model, device or path_or_model.device
@@ -83,19 +93,19 @@ def from_sac(
         device = device or "auto"
         try:
             source = SAC.load(path_or_model, env=env, device=device)
-        except (AttributeError, KeyError) as error:  # how SB3 says that the networks are others
-            raise ValueError(f"{path_or_model} holds no model of SB3's SAC: give from_sac what SAC.save wrote.") from error
+        except (AttributeError, KeyError) as error:  # SB3's errors for other networks
+            raise ValueError(f"{path_or_model} is no model of SB3's SAC: give from_sac a file that SAC.save wrote.") from error
         env = None
         source.replay_buffer = None
     if isinstance(source.policy, policies.SACVPolicy):
-        raise ValueError(f"{type(source).__name__} has a value network already: from_sac takes a model of SB3's SAC.")
+        raise ValueError(f"{type(source).__name__} already has a value network: from_sac needs a model of SB3's SAC.")
     env = source.get_env() if env is None else env
     if source.get_vec_normalize_env() is not None and not _normalizes(env):
-        raise ValueError("The SAC was trained with VecNormalize: give from_sac its environment wrapped in it.")
+        raise ValueError("The SAC was trained with VecNormalize: give from_sac an env wrapped in it.")
     if replay_buffer is None and source.replay_buffer is not None and source.replay_buffer.size() > 0:
         replay_buffer = source.replay_buffer
     if env is None and replay_buffer is None and fit_value_steps > 0:
-        raise ValueError("Fitting V needs states: give from_sac an env to collect them in, or a replay_buffer.")
+        raise ValueError("Fitting V needs states: give from_sac a replay_buffer, or an env to collect them in.")
     if policy is None:
         policy = policies.with_value_network(source.policy_class)
     kwargs["policy_kwargs"] = source.policy_kwargs | (kwargs.get("policy_kwargs") or {})
@@ -103,7 +113,7 @@ def from_sac(
     model: Any = _rebuild(model_class, policy, env, source, device, kwargs)
     _copy_state(source, model, keep_ent_coef="ent_coef" not in kwargs)
     if not model.policy.share_features_extractor:
-        # What the critics see in an observation is the best guess of what V needs to see
+        # The critics' features are the best available initialization for V's
         model.value.features_extractor.load_state_dict(model.critic.features_extractor.state_dict())
     if isinstance(replay_buffer, ReplayBuffer):
         _share_replay_buffer(model, replay_buffer)
@@ -113,7 +123,7 @@ def from_sac(
     checks.check_buffer_fits(model.replay_buffer, model)
     _collect(model, collect_steps)
     if model.replay_buffer is not None and model.replay_buffer.size() > 0:
-        # The warm-up is over: random actions would only replace better ones
+        # The warm-up is over: the trained policy explores better than random actions
         model.learning_starts = kwargs.get("learning_starts", 0)
         if fit_value_steps > 0:
             fit_value(model, fit_value_steps)
@@ -123,24 +133,25 @@ def from_sac(
 
 def to_sac(model: Any, policy: str | type[sac_policies.SACPolicy] | None = None) -> SAC:
     """
-    Make a model of SB3's SAC that predicts the same and can train on. Its target critics start as copies of the critics.
+    Convert to a model of SB3's SAC that predicts the same and can continue training. Its target critics start as copies of
+    the critics.
 
-    The replay buffer and the environment are shared with ``model``, not copied: only one of the two models should train on.
+    The replay buffer and the environment are shared with ``model``, not copied: continue training with only one of the two.
 
-    :param model: a SACV; it stays as it is
-    :param policy: the policy class; None takes SB3's own that stands for the model's
+    :param model: a SACV; it is not changed
+    :param policy: the policy class of the SAC; None uses SB3's counterpart of the model's class
     :return: the SAC
-    :raises ValueError: if the policy has no counterpart and none is given
+    :raises ValueError: if ``policy`` is None and the policy class has no counterpart
     """
     policy_kwargs = copy.deepcopy(model.policy_kwargs)
     if policy is None:
         policy = _sac_policy(model.policy_class)
         if policy_kwargs.pop("actor_keys", None) is not None:
-            raise ValueError("SB3's SAC has no actor_keys: use export_onnx for the actor, or pass a policy= that has them.")
+            raise ValueError("SB3's SAC has no actor_keys: use export_onnx for the actor, or pass a policy= with this option.")
     changes = [f"{name}={getattr(model, name)!r}" for name, default in _WITHOUT_COUNTERPART if getattr(model, name) != default]
     if changes:
         warnings.warn(
-            f"SB3's SAC has no {', '.join(changes)}: the model predicts the same, but it trains on without.",
+            f"SB3's SAC has no {', '.join(changes)}: the model predicts the same, but continues training without.",
             stacklevel=3,
         )
     sac = _rebuild(SAC, policy, model.get_env(), model, model.device, {"policy_kwargs": policy_kwargs})
@@ -152,43 +163,33 @@ def to_sac(model: Any, policy: str | type[sac_policies.SACPolicy] | None = None)
     return sac
 
 
-# Options of SACV that change how it trains, each with the value at which SAC does the same
-_WITHOUT_COUNTERPART = (
-    ("reward_scale", 1.0),
-    ("action_prior", "uniform"),
-    ("target_update_interval", 1),
-    ("policy_delay", 1),
-    ("max_grad_norm", None),
-    ("qf_learning_rate", None),
-    ("ent_coef_learning_rate", None),
-)
-
-
 def _check_actor_sees_all(actor_keys: Any = None, **_others: Any) -> None:
     """
-    :raises ValueError: if a SAC's actor, which has learned from all observations, is to see some of them only
+    :raises ValueError: if ``actor_keys`` is given: SAC's actor was trained on all observations
     """
     if actor_keys is not None:
-        raise ValueError("from_sac cannot take actor_keys, since SAC's actor has learned from all observations: use SACV().")
+        raise ValueError(
+            "from_sac cannot use actor_keys, since SAC's actor was trained on all observations: train a new SACV."
+        )
 
 
 def _sac_policy(policy_class: type[BasePolicy]) -> type[sac_policies.SACPolicy]:
     """
-    :return: SB3's class of the same policy
+    :return: SB3's counterpart of the policy class
     :raises ValueError: if there is none
     """
     for sacs, ours in policies.COUNTERPARTS.items():
         if policy_class is ours:
             return sacs
     raise ValueError(
-        f"to_sac knows no counterpart of the policy {policy_class.__module__}.{policy_class.__qualname__}: pass one with the "
+        f"SB3 has no counterpart of the policy {policy_class.__module__}.{policy_class.__qualname__}: pass a class with the "
         "same actor and critics as policy=."
     )
 
 
 def _normalizes(env: GymEnv | None) -> bool:
-    """:return: whether a ``VecNormalize`` is among the environment's wrappers"""
-    return env is None or unwrap_vec_normalize(env) is not None  # type: ignore[arg-type]  # any environment may be given
+    """:return: whether a ``VecNormalize`` is among the environment's wrappers; True without an environment"""
+    return env is None or unwrap_vec_normalize(env) is not None  # type: ignore[arg-type]  # works for any environment
 
 
 def _rebuild(
@@ -200,25 +201,27 @@ def _rebuild(
     changes: dict[str, Any],
 ) -> Model:
     """
-    :param model_class: of the new model
+    :param model_class: class of the new model
     :param policy: its policy class
-    :param env: its environment, None for a model that can only predict
-    :param source: gives the arguments of the constructor
-    :param changes: arguments instead of these
-    :return: a new model with fresh networks
-    :raises ValueError: if the environment has other spaces than the source
+    :param env: its environment; None for a model that can only predict
+    :param source: model with the arguments of the constructor
+    :param device: device of the new model
+    :param changes: arguments that replace those of ``source``
+    :return: a new model with newly initialized networks
+    :raises ValueError: if the spaces of the environment are not those of ``source``
     """
     special = ("self", "policy", "env", "device", "stats_window_size", "_init_setup_model")
-    arguments = {name: getattr(source, name) for name in inspect.signature(SAC.__init__).parameters if name not in special}
+    names = [name for name in inspect.signature(SAC.__init__).parameters if name not in special]
+    arguments: dict[str, Any] = {name: getattr(source, name) for name in names}
     arguments |= {name: copy.deepcopy(arguments[name]) for name in ("action_noise", "replay_buffer_kwargs", "policy_kwargs")}
     arguments["stats_window_size"] = source._stats_window_size
     if source.replay_buffer_class is NStepReplayBuffer:
-        # What SB3 chose because of n_steps, and would warn about if it were given
+        # SB3 chooses this class itself because of n_steps, and warns if it is passed
         arguments["replay_buffer_class"] = None
     if isinstance(arguments["action_noise"], VectorizedActionNoise):
         arguments["action_noise"] = arguments["action_noise"].base_noise
-    # By name, which a checker of types cannot follow
-    model = model_class(policy, env, device=device, _init_setup_model=False, **(arguments | changes))  # type: ignore[arg-type]
+    arguments |= {"env": env, "device": device, "_init_setup_model": False, **changes}
+    model = model_class(policy, **arguments)
     if model.env is None:
         model.observation_space, model.action_space = source.observation_space, source.action_space
         model.n_envs = source.n_envs
@@ -230,17 +233,20 @@ def _rebuild(
 
 def _copy_state(source: SAC, model: SAC, keep_ent_coef: bool = True) -> None:
     """
-    Actor, critics and α with their optimizers, and the counters.
+    Copy actor, critics and α with their optimizers, and the counters.
 
-    :raises ValueError: if the networks are not of the same shapes
+    :param source: model to copy from
+    :param model: model to copy to
+    :param keep_ent_coef: False leaves out α
+    :raises ValueError: if the networks have other shapes
     """
     for name in ("actor", "critic"):
         network, original = getattr(model, name), getattr(source, name)
         shapes, expected = ({key: tensor.shape for key, tensor in net.state_dict().items()} for net in (network, original))
         if shapes != expected:
             raise ValueError(
-                f"The {name} cannot be taken over: the two policies build different networks. Give policy_kwargs (and a "
-                "policy) that build the same."
+                f"The {name} cannot be copied, since the two policies build different networks: pass policy_kwargs (and a "
+                "policy) that build the same networks."
             )
         network.load_state_dict(original.state_dict())
         _copy_optimizer(original.optimizer, network.optimizer)
@@ -256,7 +262,7 @@ def _copy_state(source: SAC, model: SAC, keep_ent_coef: bool = True) -> None:
 
 
 def _copy_exploration(source: SAC, model: SAC) -> None:
-    """With gSDE, what a stochastic action is until the noise is drawn anew."""
+    """With gSDE, copy the exploration matrices, so that stochastic actions agree until they are resampled."""
     if model.use_sde:
         for name in ("exploration_mat", "exploration_matrices"):
             matrix = getattr(source.actor.action_dist, name).detach()
@@ -264,7 +270,7 @@ def _copy_exploration(source: SAC, model: SAC) -> None:
 
 
 def _copy_optimizer(source: th.optim.Optimizer, optimizer: th.optim.Optimizer) -> None:
-    """State and hyper-parameters, not the implementation; no tensor is shared afterwards."""
+    """Copy state and hyperparameters, but not the implementation; no tensor is shared afterwards."""
     state = copy.deepcopy(source.state_dict())
     for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
         group.update({name: own[name] for name in _IMPLEMENTATION if name in own})
@@ -272,7 +278,7 @@ def _copy_optimizer(source: th.optim.Optimizer, optimizer: th.optim.Optimizer) -
 
 
 def _share_replay_buffer(model: SAC, replay_buffer: ReplayBuffer) -> None:
-    """Use the buffer itself: a second copy of a million transitions may not fit into the memory."""
+    """Share the replay buffer, since a second one may not fit into memory."""
     model.replay_buffer = replay_buffer
     replay_buffer.device = model.device
     if isinstance(replay_buffer, HerReplayBuffer) and replay_buffer.env is None and model.env is not None:
@@ -281,9 +287,10 @@ def _share_replay_buffer(model: SAC, replay_buffer: ReplayBuffer) -> None:
 
 def _collect(model: Any, n_transitions: int) -> None:
     """
-    Let the policy act until the replay buffer holds enough transitions. The steps count as the model's.
+    Let the policy act until the replay buffer holds enough transitions. The model counts these steps.
 
-    :param n_transitions: in the buffer afterwards, all environments together, at most what it can hold
+    :param model: a SACV
+    :param n_transitions: number of transitions afterwards over all environments, limited by the size of the buffer
     """
     buffer = model.replay_buffer
     assert buffer is not None
@@ -291,8 +298,8 @@ def _collect(model: Any, n_transitions: int) -> None:
     if model.env is None or missing <= 0:
         return
     if model.verbose >= 1:
-        print(f"Collecting {missing} transitions with the policy of the SAC")
-    # Steps without training and without logs
+        print(f"Collecting {missing} transitions with SAC's policy")
+    # Without training and logs
     quiet: dict[str, Any] = dict(learning_starts=0, gradient_steps=0, tensorboard_log=None, verbose=0)
     saved = {name: getattr(model, name) for name in (*quiet, "_total_timesteps", "_current_progress_remaining")}
     for name, value in quiet.items():

@@ -1,4 +1,4 @@
-"""Fits V to a policy and critics that were trained without it."""
+"""Fits V to an actor and critics that were trained without it."""
 
 from typing import Any
 
@@ -8,22 +8,21 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from sb3_softvalue import equations
 from sb3_softvalue.objective import sample_actions
 
-# How often the progress of a fit is printed
+# Number of progress lines per fit
 _REPORTS = 10
 
 
 def fit_value(model: Any, n_steps: int) -> None:
     """
-    Regress V on min_i Q_i(s, a) - α·log π(a|s) with fresh actions (Eq. 5 and 6 of the paper) at states of the replay buffer,
-    then copy V to V̄. Nothing else is learned: the gradient steps are those of V's own optimizer, at the learning rate that
-    a training begins with. With ``verbose`` of at least 1 the progress is printed.
+    Regress V on min_i Q_i(s, a) - α·log π(a|s) with new actions (Eq. 5 and 6 of the paper) at states of the replay buffer,
+    then copy V to V̄. Only V is learned, with its own optimizer and initial learning rate. ``verbose=1`` prints the progress.
 
     :param model: a SACV whose replay buffer is not empty
-    :param n_steps: gradient steps with ``model.batch_size`` states each
+    :param n_steps: number of gradient steps, each with ``model.batch_size`` states
     """
     value, optimizer = model.value, model.value.optimizer
     model.policy.set_training_mode(False)
-    # A shared features extractor is the actor's: its statistics stay
+    # A shared features extractor belongs to the actor: its batch-norm statistics must not change
     value.set_training_mode(not value.share_features_extractor)
     rate = model.learning_rate if model.vf_learning_rate is None else model.vf_learning_rate
     update_learning_rate(optimizer, FloatSchedule(rate)(1.0))
@@ -38,7 +37,7 @@ def fit_value(model: Any, n_steps: int) -> None:
         optimizer.step()
         if step in report_at:
             rest = float((values.detach() - targets).var() / targets.var())
-            print(f"Fitting V: step {step} of {n_steps}, {1.0 - rest:.1%} of the targets' variance explained")
+            print(f"Fitting V: step {step} of {n_steps}, explained variance {1.0 - rest:.1%}")
     optimizer.zero_grad()
     value.set_training_mode(False)
     model.value_target.load_state_dict(value.state_dict())
@@ -47,7 +46,7 @@ def fit_value(model: Any, n_steps: int) -> None:
 @th.no_grad()
 def value_targets(model: Any, observations: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
     """
-    :param model: a SACV: gives actor, critics, α and the action prior
+    :param model: a SACV
     :param observations: shape (batch, *obs_shape), or a dict of such
     :return: one-sample estimates of the soft state values, Eq. 6, shape (batch, 1)
     """

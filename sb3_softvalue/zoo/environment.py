@@ -1,4 +1,4 @@
-"""Makes the zoo's front-ends work everywhere: without display, ffmpeg, or `python` on the path."""
+"""Makes the zoo's front-ends work without a display, without ffmpeg, and without `python` on the path."""
 
 import atexit
 import ctypes.util
@@ -22,11 +22,11 @@ from sb3_softvalue.zoo.resume import resumable, take_option
 
 def prepare(front_end: str, arguments: list[str]) -> None:
     """
-    Make this process ready for one of the zoo's front-ends.
+    Prepare this process for one of the zoo's front-ends.
 
     :param front_end: its name
     :param arguments: its arguments
-    :raises ValueError: if something is missing that cannot be replaced
+    :raises ValueError: if a requirement is missing and cannot be replaced
     """
     if front_end == "train":
         folder = take_option(sys.argv)
@@ -50,7 +50,7 @@ def prepare(front_end: str, arguments: list[str]) -> None:
 
 
 class InferenceSACV(SACV):
-    """SACV loaded for prediction: with a replay buffer of one, which the zoo sets for the algorithms on its own list only."""
+    """SACV for prediction: loads with ``buffer_size=1``, which the zoo sets for the algorithms that it knows only."""
 
     @classmethod
     def load(cls, *args: Any, **kwargs: Any) -> Any:
@@ -67,20 +67,24 @@ def has_display() -> bool:
 
 
 def _check_display(arguments: list[str]) -> None:
-    """MuJoCo without a display ends the process with a C assertion, others draw into memory."""
+    """
+    Without a display MuJoCo would abort the process, and other tasks would render invisibly.
+
+    :raises ValueError: if there is no display to render on
+    """
     if not has_display() and not {"--no-render", "-h", "--help"} & set(arguments):
-        raise ValueError("There is no display to draw on: add --no-render, or film the agent with record_video.")
+        raise ValueError("There is no display: add --no-render, or film the agent with record_video.")
 
 
 def _draw_without_display() -> None:
-    """Choose what MuJoCo draws with, see https://mujoco.readthedocs.io/en/stable/programming/index.html#using-opengl."""
+    """Choose MuJoCo's renderer, see https://mujoco.readthedocs.io/en/stable/programming/index.html#using-opengl."""
     if not has_display() and "MUJOCO_GL" not in os.environ:
         only_osmesa = ctypes.util.find_library("OSMesa") and not ctypes.util.find_library("EGL")
         os.environ["MUJOCO_GL"] = "osmesa" if only_osmesa else "egl"
 
 
 def _call_this_launcher(original: Callable[..., int], command: list[str], *args: Any, **kwargs: Any) -> int:
-    """``subprocess.call``: the zoo's ``python -m rl_zoo3.X`` and ``python X.py`` know no sacv, and may be another Python."""
+    """``subprocess.call``: the zoo's ``python -m rl_zoo3.X`` and ``python X.py`` lack sacv, and may run another Python."""
     launcher = [sys.executable, "-m", "sb3_softvalue.zoo"]
     if command[:3] == ["python", "-m", "rl_zoo3.record_video"]:
         command = [*launcher, "record_video", *command[3:]]
@@ -90,7 +94,7 @@ def _call_this_launcher(original: Callable[..., int], command: list[str], *args:
 
 
 def _provide_ffmpeg() -> None:
-    """Put the ffmpeg that moviepy uses on the path under its plain name, if there is none."""
+    """If there is no ffmpeg on the path, add the one that moviepy uses."""
     if shutil.which("ffmpeg"):
         return
     try:
@@ -99,7 +103,7 @@ def _provide_ffmpeg() -> None:
         binary = imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
         raise ValueError(
-            'record_training needs ffmpeg to join its films: pip install imageio-ffmpeg (part of "sb3_softvalue[zoo]") '
+            'record_training needs ffmpeg to join its films: pip install imageio-ffmpeg (part of "sb3_softvalue[zoo]"), '
             "or install ffmpeg (Debian: apt-get install ffmpeg)."
         ) from error
     folder = tempfile.TemporaryDirectory()
@@ -109,7 +113,7 @@ def _provide_ffmpeg() -> None:
 
 
 def _provide_font() -> None:
-    """ffmpeg writes the name of the checkpoint into the film: give it Matplotlib's font where the system has none."""
+    """ffmpeg writes the checkpoint's name into the film: use Matplotlib's fonts if the system has none."""
     if "FONTCONFIG_FILE" in os.environ or any(Path("/usr/share/fonts").rglob("*.[ot]tf")):
         return
     from matplotlib import get_data_path
@@ -123,14 +127,14 @@ def _provide_font() -> None:
 
 
 def _provide_generate_metadata() -> None:
-    """rl_zoo3 2.9.2 imports a function that sb3-team-hf-integration 3.2 has only under another name."""
-    # The package has a function of the module's name
+    """rl_zoo3 2.9.2 imports a function that sb3-team-hf-integration 3.2 has renamed."""
+    # By name, because a function of the same name hides the module
     hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")
     if hasattr(hub, "generate_metadata"):
         return
     if not hasattr(hub, "_generate_metadata"):
         raise ValueError(
-            "push_to_hub of RL Zoo does not work with the installed sb3-team-hf-integration: "
+            "RL Zoo's push_to_hub does not work with the installed sb3-team-hf-integration: "
             "upload the folder of the run with `hf upload YOUR_NAME/REPOSITORY FOLDER`."
         )
     hub.generate_metadata = lambda *args: hub._generate_metadata(*args).to_dict()
@@ -138,7 +142,9 @@ def _provide_generate_metadata() -> None:
 
 def _save_figures_without_display(front_end: str) -> None:
     """
-    :param front_end: its name, the beginning of the names of the files
+    Without a display, save figures instead of showing them.
+
+    :param front_end: its name, the prefix of the file names
     """
     from matplotlib import pyplot as plt
 

@@ -1,9 +1,9 @@
 """
 The paper's own settings for ``--conf-file sb3_softvalue.zoo.paper``: fixed temperature, soft target updates.
 
-Tables 1 and 2 of arXiv 1801.01290v2, steps of its figure 1, first random steps of the authors' code. What table 1 says
-beyond this (Adam, buffer, batch, two layers of 256 ReLU, discount) is what SACV does anyway. The temperature is the inverse
-of the paper's reward scale; the scale itself is ``-params ent_coef:1.0 reward_scale:5.0``.
+Settings from tables 1 and 2 of arXiv 1801.01290v2, number of steps from its figure 1, random initial steps from the authors'
+code. The rest of table 1 (Adam, buffer, batch, two layers of 256 ReLU, discount) are SACV's defaults. The temperature is the
+inverse of the paper's reward scale. To scale rewards instead: ``-params ent_coef:1.0 reward_scale:5.0``.
 """
 
 from typing import Any

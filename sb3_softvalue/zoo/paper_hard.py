@@ -1,8 +1,8 @@
 """
 The paper's variant with hard target updates for ``--conf-file sb3_softvalue.zoo.paper_hard``.
 
-Every 1000 environment steps V is copied into its target, with 4 gradient steps after each environment step, 1 on the
-humanoid (table 1 of arXiv 1801.01290v2). ``target_update_interval`` counts gradient steps.
+V is copied into its target every 1000 environment steps, with 4 gradient steps per environment step, 1 for Humanoid (table 1
+of arXiv 1801.01290v2). ``target_update_interval`` counts gradient steps.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Adds ``sacv`` to what RL Zoo knows, in this process: algorithm, search space, hyperparameters, schedules, callbacks."""
+"""Registers ``sacv`` with RL Zoo in this process: algorithm, search space, hyperparameters, schedules, callbacks."""
 
 import functools
 import inspect
@@ -20,7 +20,7 @@ LEARNING_RATES = ("qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rat
 
 
 def register() -> None:
-    """Make the zoo know ``sacv``; calling it again changes nothing."""
+    """Register ``sacv`` with the zoo; further calls have no effect."""
     if "sacv" in ALGOS:
         return
     ALGOS["sacv"] = SACV
@@ -28,18 +28,18 @@ def register() -> None:
     HYPERPARAMS_CONVERTER["sacv"] = convert_sacv_params
     extend(ExperimentManager, "__init__", _default_hyperparams)
     extend(ExperimentManager, "_preprocess_schedules", _more_schedules)
-    extend(ExperimentManager, "load_trial", _say_which_trial)
+    extend(ExperimentManager, "load_trial", _name_missing_trial)
     extend(ExperimentManager, "hyperparameters_optimization", _share_study)
     extend(rl_zoo3.callbacks.ParallelTrainCallback, "_init_callback", _train_sacv_in_parallel)
 
 
 def extend(owner: Any, name: str, extension: Callable[..., Any]) -> None:
     """
-    Replace a function in place, so that whoever imported the owner before gets it too.
+    Replace a function in place, also for code that has already imported its owner.
 
     :param owner: class or module
-    :param name: of the function
-    :param extension: called with the original function and then with the arguments
+    :param name: name of the function
+    :param extension: function called instead, with the original function and the arguments
     """
     original = getattr(owner, name)
 
@@ -52,20 +52,20 @@ def extend(owner: Any, name: str, extension: Callable[..., Any]) -> None:
 
 
 def _default_hyperparams(original: Callable[..., None], manager: ExperimentManager, *args: Any, **kwargs: Any) -> None:
-    """``ExperimentManager.__init__``: without --conf-file, sacv has our file (the zoo looks only into its own folder)."""
+    """``ExperimentManager.__init__``: use our hyperparameter file for sacv, unless --conf-file is given."""
     original(manager, *args, **kwargs)
     if manager.algo != "sacv":
         return
     if not inspect.signature(original).bind(manager, *args, **kwargs).arguments.get("config"):
         manager.config = str(HYPERPARAMS)
-    # The zoo takes trial 0 for no trial at all
+    # The zoo treats trial 0 as no trial
     if manager.trial_id == 0 and manager.storage and manager.study_name:
         trial = manager.load_trial(manager.storage, manager.study_name, 0)
         manager.custom_hyperparams = {**trial, **(manager.custom_hyperparams or {})}
 
 
 def _more_schedules(original: Callable[..., dict[str, Any]], hyperparams: dict[str, Any]) -> dict[str, Any]:
-    """``ExperimentManager._preprocess_schedules``: a learning rate of ours may be "lin_3e-4" too, or None."""
+    """``ExperimentManager._preprocess_schedules``: SACV's learning rates may also be "lin_3e-4" or None."""
     hyperparams = original(hyperparams)
     for name in LEARNING_RATES:
         if isinstance(hyperparams.get(name), (str, int, float)):
@@ -73,7 +73,7 @@ def _more_schedules(original: Callable[..., dict[str, Any]], hyperparams: dict[s
     return hyperparams
 
 
-def _say_which_trial(
+def _name_missing_trial(
     original: Callable[..., dict[str, Any]],
     manager: ExperimentManager,
     storage: str,
@@ -81,29 +81,29 @@ def _say_which_trial(
     trial_id: int | None = None,
     convert: bool = True,
 ) -> dict[str, Any]:
-    """``ExperimentManager.load_trial``: says which study or trial is missing instead of "list index out of range"."""
+    """``ExperimentManager.load_trial``: name the missing study or trial instead of "list index out of range"."""
     try:
         return original(manager, storage, study_name, trial_id, convert)
     except (IndexError, KeyError) as error:
         raise ValueError(
-            f"{storage} has no trial {trial_id} of a study {study_name!r}: give --storage, --study-name and --trial-id "
-            "as the optimization printed them."
+            f"{storage} has no trial {trial_id} of a study {study_name!r}: pass --storage, --study-name and --trial-id as "
+            "printed by the optimization."
         ) from error
 
 
 def _share_study(original: Callable[..., None], manager: ExperimentManager) -> None:
-    """``ExperimentManager.hyperparameters_optimization``: no trial is lost when one of several workers is killed."""
+    """``ExperimentManager.hyperparameters_optimization``: rerun the trial of a worker that was killed."""
     if manager.algo != "sacv" or manager.storage is None:
         original(manager)
     else:
         with create_shared_study(manager.storage, manager.max_total_trials):
-            # The study counts the trials of all workers itself
+            # SharedStudy counts the trials of all workers
             manager.max_total_trials = None
             original(manager)
 
 
 def _train_sacv_in_parallel(original: Callable[..., None], callback: rl_zoo3.callbacks.ParallelTrainCallback) -> None:
-    """``ParallelTrainCallback._init_callback``: loads its copy with ``SAC.load`` (SACV is one), it has to be ours."""
+    """``ParallelTrainCallback._init_callback``: it copies any SAC with ``SAC.load``; a SACV needs ``SACV.load``."""
     if not isinstance(callback.model, SACV):
         original(callback)
         return

@@ -15,11 +15,11 @@ SAVE_FREQ = 10_000
 
 def take_option(argv: list[str]) -> str | None:
     """
-    Remove ``--resume FOLDER``, which the zoo does not know, from the arguments.
+    Remove ``--resume FOLDER`` from the arguments, since the zoo does not know it.
 
-    :param argv: of the process, changed in place
-    :return: the folder
-    :raises ValueError: if none is given
+    :param argv: arguments of the process, changed in place
+    :return: the folder; None without this option
+    :raises ValueError: if the folder is missing
     """
     for index, argument in enumerate(argv):
         if argument.startswith(f"{OPTION}="):
@@ -33,13 +33,13 @@ def take_option(argv: list[str]) -> str | None:
 
 def resumable(folder: str) -> Callable[..., None]:
     """
-    :param folder: of the checkpoints
+    :param folder: folder of the checkpoints
     :return: an extension of ``ExperimentManager.learn``
     """
 
     def learn(original: Callable[..., None], manager: ExperimentManager, model: Any) -> None:
         if not isinstance(model, OffPolicyAlgorithm):
-            raise ValueError(f"{OPTION} works with off-policy algorithms, not with {manager.algo}: leave it out.")
+            raise ValueError(f"{OPTION} works with off-policy algorithms only, not with {manager.algo}: leave it out.")
         manager.callbacks.append(ResumableCheckpoint(folder, SAVE_FREQ, verbose=manager.verbose, resume=True))
         original(manager, model)
 

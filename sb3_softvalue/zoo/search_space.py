@@ -1,4 +1,4 @@
-"""The search space for Optuna: the zoo's for SAC, the temperature and V's learning rate."""
+"""The search space for Optuna: that of the zoo for SAC, plus temperature and V's learning rate."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ HER = ("n_sampled_goal", "goal_selection_strategy")
 
 def sample_sacv_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
-    Sampler for SACV hyperparameters, in the form of the zoo's samplers. Every parameter is in every trial (a learned
-    temperature starts where a fixed one stays), as the multivariate sampler wants it.
+    Sampler for SACV hyperparameters, with the signature of the zoo's samplers. Each trial has all parameters, as the
+    multivariate sampler needs: ``temperature_value`` is the fixed or the initial temperature.
 
-    :param trial: of the study
+    :param trial: trial of the study
     :param n_actions: number of action dimensions
     :param n_envs: number of environments
-    :param additional_args: what the zoo says about the replay buffer
+    :param additional_args: the zoo's arguments about the replay buffer
     :return: arguments of SACV
     """
     sac_params = sample_sac_params(trial, n_actions, n_envs, additional_args)
@@ -25,21 +25,21 @@ def sample_sacv_params(trial: optuna.Trial, n_actions: int, n_envs: int, additio
         "temperature": trial.suggest_categorical("temperature", ["auto", "fixed"]),
         "temperature_value": trial.suggest_float("temperature_value", 0.001, 1.0, log=True),
     }
-    # Display true values
+    # Show the value that is used
     trial.set_user_attr("ent_coef", _ent_coef(params))
     return {**sac_params, "vf_learning_rate": params["vf_learning_rate"], "ent_coef": _ent_coef(params)}
 
 
 def convert_sacv_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
-    :param sampled_params: parameters of a trial, as the storage has them
+    :param sampled_params: stored parameters of a trial
     :return: arguments of SACV
     """
     own = ("temperature", "temperature_value", *HER)
     params = convert_offpolicy_params({name: value for name, value in sampled_params.items() if name not in own})
     params["ent_coef"] = _ent_coef(sampled_params)
     her = {name: sampled_params[name] for name in HER if name in sampled_params}
-    # The zoo's converter hands these two to the algorithm, which does not know them
+    # The zoo's converter would pass the HER parameters to the algorithm
     return {**params, "replay_buffer_kwargs": her} if her else params
 
 

@@ -1,4 +1,4 @@
-"""One Optuna study for several workers: a trial whose worker was killed is run again by another one."""
+"""One Optuna study for several workers: if a worker is killed, another one reruns its trial."""
 
 import contextlib
 import os
@@ -12,21 +12,21 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages._heartbeat import BaseHeartbeat  # what Optuna asks of a storage with heartbeat, not exported
+from optuna.storages._heartbeat import BaseHeartbeat  # Optuna's interface for storages with heartbeat, not exported
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import TrialState
 
-# A worker says this often that it still lives, and counts as dead after so long a silence
+# Interval of a worker's heartbeats, and silence after which it counts as dead
 HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 120
 
 
 class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
-    """A journal file with the heartbeat that Optuna has for databases only; compares the clocks of the machines."""
+    """A journal file with heartbeats, which Optuna has for databases only; the clocks of the machines must agree."""
 
     def record_heartbeat(self, trial_id: int) -> None:
-        # Not if another worker gave the trial up meanwhile
+        # Another worker may have marked the trial as failed
         with contextlib.suppress(UpdateFinishedTrialError):
             self.set_trial_system_attr(trial_id, "heartbeat", time.time())
 
@@ -35,7 +35,7 @@ class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
         return [
             trial._trial_id
             for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
-            # A trial that is run again has inherited the heartbeat of the first run
+            # A rerun trial inherits the heartbeat of the first run
             if max(trial.system_attrs.get("heartbeat", 0.0), (trial.datetime_start or datetime.now()).timestamp()) < oldest
         ]
 
@@ -48,9 +48,9 @@ class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
 
 class SharedStudy(Study):
     """
-    A study that ends, for each of its workers, when all of its trials have ended.
+    A study in which ``optimize`` returns, for each worker, when all trials have ended.
 
-    :param max_total_trials: completed and pruned trials of all workers, None for as many as ``optimize`` is told
+    :param max_total_trials: completed and pruned trials of all workers; None uses the arguments of ``optimize``
     """
 
     max_total_trials: int | None = None
@@ -72,7 +72,7 @@ class SharedStudy(Study):
             if free > 0:
                 super().optimize(func, **{**kwargs, "n_trials": min(free, n_jobs if n_jobs > 0 else os.cpu_count() or 1)})
             else:
-                # The last trials run elsewhere, and a worker may die
+                # Other workers run the last trials, and one of them may die
                 if not waiting:
                     print("Waiting for trials of other workers (Ctrl-C stops waiting)")
                 waiting = True
@@ -84,8 +84,8 @@ def create_shared_study(url: str, max_total_trials: int | None) -> Iterator[None
     """
     Make ``optuna.create_study``, which the zoo calls, return a shared study.
 
-    :param url: journal file (ends in .log) or database, as for the zoo's --storage
-    :param max_total_trials: as for ``SharedStudy``
+    :param url: journal file (ending in .log) or database, as for the zoo's --storage
+    :param max_total_trials: see ``SharedStudy``
     """
     original = optuna.create_study
 
@@ -105,8 +105,8 @@ def create_shared_study(url: str, max_total_trials: int | None) -> Iterator[None
 
 def _storage(url: str) -> BaseStorage:
     """
-    :param url: as for ``create_shared_study``
-    :return: the storage, with heartbeat
+    :param url: see ``create_shared_study``
+    :return: the storage with heartbeats
     """
     if url.endswith(".log"):
         return JournalWithHeartbeat(JournalFileBackend(url))
