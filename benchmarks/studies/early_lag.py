@@ -3,9 +3,9 @@ What delays learning on HalfCheetah-v5: the arms of the study beside each other,
 
     python -m benchmarks.studies.early_lag
 
-Reads the finished runs of benchmarks/results/early_lag, those that a later version made (0.2.0 there) and, for arms and seeds in
-neither, those of ../tuning, which were made with the same settings on another processor: their minutes are left out. Writes
-table.md and curves.png beside them.
+Reads the finished runs of benchmarks/results/early_lag and of 0.2.0 in it, which a later version made. Arms and seeds in
+neither are those of ../tuning, made with the same settings on another processor: their minutes are left out. Writes table.md
+and curves.png beside them.
 """
 
 import numpy as np

@@ -65,7 +65,9 @@ def by_steps(folders: dict[str, FinishedRuns]) -> str:
         middle = number(float(np.median(steps)), 0) if np.isfinite(np.median(steps)) else "never"
         against = compare(scores[name], scores["sac"])
         lines.append([title, str(len(table)), against[0], *(against[1:] if name != "sac" else ["1", "–"]), middle])
-    return markdown(["after 100,000 steps", "runs", "score, IQM", "ratio to SAC", "P(higher than SAC)", "steps to 4000"], lines)
+    return markdown(
+        ["after 100,000 steps", "runs", "score, IQM", "ratio to SAC", "P(higher than SAC)", "steps to 4000"], lines
+    )
 
 
 def by_minutes(runs: FinishedRuns) -> str:
