@@ -1,5 +1,6 @@
-"""What a checkpoint may say: checks that return the value or raise ValueError with its name, before a model is touched."""
+"""Checks of what a checkpoint holds. Each returns the value or raises an error with its name, before a model is changed."""
 
+import enum
 import math
 import random
 from collections.abc import Callable
@@ -11,12 +12,12 @@ import torch as th
 Check = Callable[[str, Any], Any]
 # Second moments, variances, counts
 _NOT_NEGATIVE = ("exp_avg_sq", "square_avg", "sum", "step", "running_var", "num_batches_tracked", "var", "count")
-# The last position in the buffer of each bit generator: NumPy does not check what it is given
+# The last position in the buffer of each bit generator: NumPy does not check it
 _POSITIONS = {"PCG64": 0, "PCG64DXSM": 0, "MT19937": 624, "Philox": 4, "SFC64": 0}
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read: one sentence that says why; the model and older checkpoints are as before."""
+    """A checkpoint cannot be written or read: one sentence says why. The model and older checkpoints are unchanged."""
 
 
 def number(low: float = -math.inf, high: float = math.inf, kind: Any = float) -> Check:
@@ -47,7 +48,7 @@ def of_type(kind: type) -> Check:
 
 
 def optional(inner: Check) -> Check:
-    """:return: a check that lets None pass"""
+    """:return: a check that also accepts None"""
     return lambda name, value: None if value is None else inner(name, value)
 
 
@@ -63,11 +64,12 @@ def sequence(inner: Check, length: int | None = None) -> Check:
 
 
 def record(fields: dict[Any, Check], more: Check | None = None) -> Check:
-    """:return: a check for dictionaries with these fields, and others only if there is a check for them"""
+    """:return: a check for dictionaries with these fields, and with others only if ``more`` checks them"""
 
     def check(name: str, value: Any) -> dict[Any, Any]:
         if not isinstance(value, dict) or not fields.keys() <= value.keys() or (more is None and len(value) > len(fields)):
             raise ValueError(f"{name} does not have the entries {sorted(fields)}")
+        # The line above has excluded that both are missing
         return {key: fields.get(key, more)(f"{name}.{key}", item) for key, item in value.items()}  # type: ignore[misc]
 
     return check
@@ -81,14 +83,11 @@ def numbers(name: str, value: Any) -> Any:
 
 
 def tensor_like(own: th.Tensor) -> Check:
-    """:return: a check for finite tensors of the type and shape of one; what comes out shares no memory with what came in"""
+    """:return: a check for finite tensors of the type and shape of one; the result shares no memory with the input"""
 
     def check(name: str, value: Any) -> th.Tensor:
-        if (
-            not isinstance(value, th.Tensor)
-            or value.layout != th.strided
-            or (value.shape, value.dtype) != (own.shape, own.dtype)
-        ):
+        is_dense = isinstance(value, th.Tensor) and value.layout == th.strided
+        if not is_dense or (value.shape, value.dtype) != (own.shape, own.dtype):
             raise ValueError(f"{name} is no tensor of {own.dtype} and shape {list(own.shape)}")
         copy = th.empty(own.shape, dtype=own.dtype).copy_(value.detach())
         if not th.isfinite(copy).all() or (name.endswith(_NOT_NEGATIVE) and (copy < 0).any()):
@@ -99,25 +98,32 @@ def tensor_like(own: th.Tensor) -> Check:
 
 
 def packed_like(own: Any) -> Check:
-    """:return: a check for packed arrays of the types and shapes of one's own, each checked as a tensor"""
+    """:return: a check for packed arrays of the types and shapes of the packed arrays given; it unpacks them"""
     if "__array__" in own:
         return lambda name, value: tensor_like(th.from_numpy(unpack(own)))(name, th.from_numpy(unpack(value))).numpy()
     return record({key: packed_like(item) for key, item in own.items()})
 
 
 def to_builtin(value: Any) -> Any:
-    """:return: the value with NumPy's arrays and numbers as lists and Python's"""
+    """:return: the value with NumPy's arrays and numbers, tuples and enumerations as JSON has them"""
     if isinstance(value, dict):
         return {key: to_builtin(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_builtin(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.value
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def is_plain(value: Any, kinds: tuple[type, ...] = (bool, int, float)) -> bool:
+    """:return: whether a value, as ``to_builtin`` gives it, consists of these types or lists of them"""
+    return all(is_plain(each, kinds) for each in value) if isinstance(value, list) else isinstance(value, kinds)
 
 
 def pack(value: Any) -> Any:
     """
     :param value: numbers, strings, arrays, NumPy's generators, or lists and dictionaries of them
-    :return: what JSON can hold of it
+    :return: the same for JSON
     :raises TypeError: if it is anything else
     """
     if isinstance(value, np.random.Generator):
@@ -128,14 +134,15 @@ def pack(value: Any) -> Any:
         return {key: pack(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [pack(item) for item in value]
-    value = to_builtin(value)
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is not None and not isinstance(value, (bool, int, float, str)):
         raise TypeError(f"its state holds a {type(value).__name__}")
     return value
 
 
 def unpack(value: Any) -> Any:
-    """:return: what ``pack`` was given; ValueError if it was given something else"""
+    """:return: what ``pack`` was given; an error if it was not from ``pack``"""
     if isinstance(value, list):
         return [unpack(item) for item in value]
     if isinstance(value, dict) and "__generator__" in value:
@@ -149,7 +156,7 @@ def unpack(value: Any) -> Any:
 
 
 def generator(name: str, state: Any) -> np.random.Generator:
-    """Check for the state of one of NumPy's generators; gives a generator that continues from there."""
+    """Check for the state of one of NumPy's generators; returns a generator in that state."""
     kind = state["bit_generator"]
     if kind not in _POSITIONS:
         raise ValueError(f"{name} is of no known kind")
@@ -173,29 +180,24 @@ def random_state() -> dict[str, Any]:
     return to_builtin({**states, "cuda": [each.numpy() for each in cuda]})
 
 
-def set_random_state(name: str, state: Any) -> Callable[[], None]:
-    """Check for what ``random_state`` gave, tried on generators of its own; gives a function that sets the global ones."""
+def checked_random_state(name: str, state: Any) -> dict[str, Any]:
+    """Check for what ``random_state`` returns: sets generators of its own."""
     state = record(dict.fromkeys(("python", "numpy", "torch", "cuda"), of_type(list)))(name, state)
+    optional(number())(name, state["python"][2])
+    for check, value in zip((whole(0, 624), whole(0, 1), number()), state["numpy"][2:], strict=True):
+        check(name, value)
+    for each in (state["torch"], *state["cuda"]):
+        sequence(whole(0, 255))(name, each)
+    set_random_state(state, random.Random(), np.random.RandomState(), th.Generator())
+    return state
+
+
+def set_random_state(state: Any, python: Any = random, legacy: Any = np.random, torch: Any = th.default_generator) -> None:
+    """Put a checked state into these generators: by default the global ones, and those of the GPUs."""
     version, internal, gauss = state["python"]
-    python = (version, tuple(internal), optional(number())(name, gauss))
-    random.Random().setstate(python)
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    legacy = (
-        kind,
-        np.array(keys, np.uint32),
-        whole(0, 624)(name, position),
-        whole(0, 1)(name, has_gauss),
-        number()(name, cached),
-    )
-    np.random.RandomState().set_state(legacy)
-    tensors = [th.tensor(sequence(whole(0, 255))(name, each), dtype=th.uint8) for each in (state["torch"], *state["cuda"])]
-    th.Generator().set_state(tensors[0])
-
-    def apply() -> None:
-        random.setstate(python)
-        np.random.set_state(legacy)
-        th.set_rng_state(tensors[0])
-        if th.cuda.is_available() and len(tensors) - 1 == th.cuda.device_count():
-            th.cuda.set_rng_state_all(tensors[1:])
-
-    return apply
+    python.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    legacy.set_state((kind, np.array(keys, np.uint32), *rest))
+    torch.set_state(th.tensor(state["torch"], dtype=th.uint8))
+    if torch is th.default_generator and th.cuda.is_available() and len(state["cuda"]) == th.cuda.device_count():
+        th.cuda.set_rng_state_all([th.tensor(each, dtype=th.uint8) for each in state["cuda"]])

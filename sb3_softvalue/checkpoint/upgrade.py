@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_softvalue.checkpoint import state
+from sb3_softvalue.checkpoint import environments, state
 from sb3_softvalue.checkpoint.schema import pack
 
 # Written differently since: the shapes of the tensors and the statistics are compared instead
@@ -32,7 +32,7 @@ def upgrade(content: dict[str, Any], tensors: dict[str, Any]) -> tuple[dict[str,
             for name, values in statistics["moments"].items()
         },
         "noise": {str(i): pack(np.array(each)) for i, each in enumerate(noises)} if noises[0] is not None else None,
-        "observations": state.digest(tensors["last"]["_last_obs"]),
+        "observations": environments.digest(tensors["last"]["_last_obs"]),
         **{"environments": None, "boundary": False, "callbacks": [], "options": {}, "machine": {}},
     }
     parameters = tensors["parameters"].items()
