@@ -16,7 +16,7 @@ import numpy as np
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_softvalue.checkpoint.schema import Check, generator, of_type, optional, pack, packed_like, record, sequence, unpack
+from sb3_softvalue.checkpoint.schema import generator, like, optional, pack, unpack
 
 _MOMENTS = ("mean", "var", "count")
 # All that these wrappers keep
@@ -158,25 +158,22 @@ def abandon(venv: VecEnv) -> None:
         env.waiting, env.closed = False, True
 
 
-def schema(venv: VecEnv) -> Check:
-    """:return: a check for what ``read`` returns: types and shapes of what is served, the kind of an environment's own"""
+def schema(venv: VecEnv) -> Any:
+    """:return: what is like that which ``read`` returns: served states by type and shape, an environment's own by its kind"""
     own = read(venv)
-    served = {name: packed_like(state) for name, state in (own[0]["now"]["layers"] if own else ()) if name in _SERVED}
+    served = {name: unpack(state) for name, state in (own[0]["now"]["layers"] if own else ()) if name in _SERVED}
 
     def layer(name: str, pair: Any) -> Any:
-        kind, state = pair
-        unpack(state)
-        if of_type(str)(name, kind) in served:
-            served[kind](name, state)
+        kind, state = like([str, Any], name, pair)
+        like(served.get(kind, Any), name, unpack(state))
         return pair
 
     def seeded(name: str, state: Any) -> Any:
         generator(name, state)
         return state
 
-    fields = {"np_random": optional(seeded), "layers": sequence(layer), "task": optional(of_type(str))}
-    kept = record(fields | {"unknown": sequence(of_type(str))})
-    return optional(sequence(record({"now": kept, "before": optional(kept)}), venv.num_envs))
+    kept = {"np_random": optional(seeded), "layers": [layer, ...], "task": optional(str), "unknown": [str, ...]}
+    return optional([{"now": kept, "before": optional(kept)}] * venv.num_envs)
 
 
 def begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> tuple[Any, list[str]]:

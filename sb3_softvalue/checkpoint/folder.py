@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from sb3_softvalue.checkpoint.schema import CheckpointError, of_type, record, sequence
+from sb3_softvalue.checkpoint.schema import CheckpointError, like
 
 # What is written; format 1, of version 0.1.0, is read too
 FORMAT, FORMATS = 2, (1, 2)
@@ -224,21 +224,20 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     text, _, checksum = (path / MANIFEST).read_bytes().rpartition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != checksum:
         raise ValueError(f"{MANIFEST} is not what was written")
-    manifest = of_type(dict)(MANIFEST, json.loads(text))
-    if manifest.get("format") not in FORMATS:
-        found = manifest.get("format")
+    manifest = like(dict, MANIFEST, json.loads(text))
+    found = manifest.get("format")
+    if found not in FORMATS:
         raise ValueError(f"its format is {found!r:.40} and this version reads {FORMATS}: load it with the one that wrote it")
-    if manifest["format"] == 1:
+    if found == 1:
         manifest["run"] = ""
 
     def block(name: str, value: Any) -> str:
-        if not _BLOCK.fullmatch(of_type(str)(name, value)):
+        if not _BLOCK.fullmatch(like(str, name, value)):
             raise ValueError(f"{name} is {value!r:.80}")
         return value
 
-    files, blocks = record(dict.fromkeys(FILES, of_type(str))), record({}, sequence(block))
-    fields = {"format": of_type(int), "run": of_type(str), "facts": of_type(dict), "files": files, "blocks": blocks}
-    return record(fields)(MANIFEST, manifest)
+    own = {"format": int, "run": str, "facts": dict, "files": dict.fromkeys(FILES, str), "blocks": {...: [block, ...]}}
+    return like(own, MANIFEST, manifest)
 
 
 def read_files(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, bytes]:

@@ -36,43 +36,9 @@ def whole(low: int = 0, high: int = 2**63 - 1) -> Check:
     return number(low, high, int)
 
 
-def of_type(kind: type) -> Check:
-    """:return: a check for the type"""
-
-    def check(name: str, value: Any) -> Any:
-        if type(value) is not kind:
-            raise ValueError(f"{name} is {value!r:.40} instead of {kind.__name__}")
-        return value
-
-    return check
-
-
-def optional(inner: Check) -> Check:
+def optional(own: Any) -> Check:
     """:return: a check that also accepts None"""
-    return lambda name, value: None if value is None else inner(name, value)
-
-
-def sequence(inner: Check, length: int | None = None) -> Check:
-    """:return: a check for lists, of one length if given"""
-
-    def check(name: str, value: Any) -> list[Any]:
-        if len(of_type(list)(name, value)) != length is not None:
-            raise ValueError(f"{name} has {len(value)} entries instead of {length}")
-        return [inner(f"{name}[{index}]", item) for index, item in enumerate(value)]
-
-    return check
-
-
-def record(fields: dict[Any, Check], more: Check | None = None) -> Check:
-    """:return: a check for dictionaries with these fields, and with others only if ``more`` checks them"""
-
-    def check(name: str, value: Any) -> dict[Any, Any]:
-        if not isinstance(value, dict) or not fields.keys() <= value.keys() or (more is None and len(value) > len(fields)):
-            raise ValueError(f"{name} does not have the entries {sorted(fields)}")
-        # The line above has excluded that both are missing
-        return {key: fields.get(key, more)(f"{name}.{key}", item) for key, item in value.items()}  # type: ignore[misc]
-
-    return check
+    return lambda name, value: None if value is None else like(own, name, value)
 
 
 def numbers(name: str, value: Any) -> Any:
@@ -82,26 +48,51 @@ def numbers(name: str, value: Any) -> Any:
     return value if isinstance(value, (bool, float)) else whole(-(2**63))(name, value)
 
 
-def tensor_like(own: th.Tensor) -> Check:
-    """:return: a check for finite tensors of the type and shape of one; the result shares no memory with the input"""
+def like(own: Any, name: str, value: Any) -> Any:
+    """
+    Check a value.
 
-    def check(name: str, value: Any) -> th.Tensor:
-        is_dense = isinstance(value, th.Tensor) and value.layout == th.strided
-        if not is_dense or (value.shape, value.dtype) != (own.shape, own.dtype):
-            raise ValueError(f"{name} is no tensor of {own.dtype} and shape {list(own.shape)}")
-        copy = th.empty(own.shape, dtype=own.dtype).copy_(value.detach())
-        if not th.isfinite(copy).all() or (name.endswith(_NOT_NEGATIVE) and (copy < 0).any()):
-            raise ValueError(f"{name} holds numbers that are not finite or negative")
-        return copy
+    :param own: what it has to be like: a type; an array, a tensor or a number; a dictionary with the same keys, where ``...``
+        stands for any other; a list of the same length, or ``[each, ...]`` for any length; a check; or ``Any``
+    :param name: of the value, in an error
+    :param value: to check
+    :return: the value; arrays and tensors share no memory with it
+    :raises ValueError: if it is anything else
+    """
+    if own is Any:
+        return value
+    if isinstance(own, dict):
+        keys = own.keys() - {...}
+        if not isinstance(value, dict) or not keys <= value.keys() or (value.keys() != keys and ... not in own):
+            raise ValueError(f"{name} does not have the entries {sorted(keys)}")
+        return {key: like(own[key if key in own else ...], f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(own, list):
+        items = like(list, name, value)
+        kinds = own[:1] * len(items) if own[1:] == [...] else own
+        if len(items) != len(kinds):
+            raise ValueError(f"{name} has {len(items)} entries instead of {len(kinds)}")
+        return [like(kind, f"{name}[{index}]", item) for index, (kind, item) in enumerate(zip(kinds, items, strict=True))]
+    if isinstance(own, np.ndarray):
+        return _tensor_like(th.from_numpy(own), name, th.from_numpy(value)).numpy()
+    if isinstance(own, th.Tensor):
+        return _tensor_like(own, name, value)
+    if isinstance(own, (int, float)):
+        return number()(name, value)
+    if own is None or isinstance(own, type):
+        if type(value) is not (own or type(None)):
+            raise ValueError(f"{name} is {value!r:.40} instead of {own and own.__name__}")
+        return value
+    return own(name, value)
 
-    return check
 
-
-def packed_like(own: Any) -> Check:
-    """:return: a check for packed arrays of the types and shapes of the packed arrays given; it unpacks them"""
-    if "__array__" in own:
-        return lambda name, value: tensor_like(th.from_numpy(unpack(own)))(name, th.from_numpy(unpack(value))).numpy()
-    return record({key: packed_like(item) for key, item in own.items()})
+def _tensor_like(own: th.Tensor, name: str, value: Any) -> th.Tensor:
+    is_dense = isinstance(value, th.Tensor) and value.layout == th.strided
+    if not is_dense or (value.shape, value.dtype) != (own.shape, own.dtype):
+        raise ValueError(f"{name} is no tensor of {own.dtype} and shape {list(own.shape)}")
+    copy = th.empty(own.shape, dtype=own.dtype).copy_(value.detach())
+    if not th.isfinite(copy).all() or (name.endswith(_NOT_NEGATIVE) and (copy < 0).any()):
+        raise ValueError(f"{name} holds numbers that are not finite or negative")
+    return copy
 
 
 def to_builtin(value: Any) -> Any:
@@ -148,10 +139,10 @@ def unpack(value: Any) -> Any:
     if isinstance(value, dict) and "__generator__" in value:
         return generator("generator", value["__generator__"])
     if isinstance(value, dict) and "__array__" in value:
-        array = np.array(numbers("array", value["__array__"]), dtype=of_type(str)("dtype", value["dtype"]))
+        array = np.array(numbers("array", value["__array__"]), dtype=like(str, "dtype", value["dtype"]))
         if array.dtype.kind not in "biuf":
             raise ValueError(f"an array has the type {array.dtype}")
-        return array.reshape(sequence(whole())("shape", value["shape"]))
+        return array.reshape(like([whole(), ...], "shape", value["shape"]))
     return {key: unpack(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
@@ -182,12 +173,10 @@ def random_state() -> dict[str, Any]:
 
 def checked_random_state(name: str, state: Any) -> dict[str, Any]:
     """Check for what ``random_state`` returns: sets generators of its own."""
-    state = record(dict.fromkeys(("python", "numpy", "torch", "cuda"), of_type(list)))(name, state)
-    optional(number())(name, state["python"][2])
-    for check, value in zip((whole(0, 624), whole(0, 1), number()), state["numpy"][2:], strict=True):
-        check(name, value)
-    for each in (state["torch"], *state["cuda"]):
-        sequence(whole(0, 255))(name, each)
+    python = [int, [whole(), ...], optional(number())]
+    legacy = [str, [whole(), ...], whole(0, 624), whole(0, 1), number()]
+    tensor = [whole(0, 255), ...]
+    state = like({"python": python, "numpy": legacy, "torch": tensor, "cuda": [tensor, ...]}, name, state)
     set_random_state(state, random.Random(), np.random.RandomState(), th.Generator())
     return state
 

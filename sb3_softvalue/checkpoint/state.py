@@ -16,7 +16,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softvalue.checkpoint import environments, schema
-from sb3_softvalue.checkpoint.schema import Check, CheckpointError, of_type, optional, record, sequence, tensor_like, whole
+from sb3_softvalue.checkpoint.schema import Check, CheckpointError, like, optional, whole
 
 _COUNTERS = {
     "num_timesteps": whole(),
@@ -25,7 +25,7 @@ _COUNTERS = {
     "_current_progress_remaining": schema.number(-1e9, 1.0),
 }
 # An algorithm's own, where it has it
-_OPTIONAL = {"_resolved_execution": optional(of_type(str))}
+_OPTIONAL = {"_resolved_execution": optional(str)}
 # Options that change nothing that is learned, or are compared elsewhere: of optimizers, and of constructors
 _FREE_OPTIONS = {"params", "lr", "initial_lr", "fused", "foreach", "capturable"}
 _FREE_ARGUMENTS = {"policy", "buffer_size", "optimize_memory_usage", "replay_buffer_class", "n_envs", "_init_setup_model"}
@@ -168,39 +168,32 @@ def check(model: OffPolicyAlgorithm, content: Any, saved: Any) -> tuple[dict[str
     """
     assert model.env is not None
     buffer: Any = model.replay_buffer
-    row, no = whole(0, buffer.buffer_size - 1), of_type(type(None))
-    statistics, noise = environments.moments(model.get_vec_normalize_env()), noise_state(model)
-    starts = sequence(row, model.n_envs) if isinstance(buffer, HerReplayBuffer) else no
-    check_json = record(
-        {
-            "counters": record(_COUNTERS | {name: each for name, each in _OPTIONAL.items() if hasattr(model, name)}),
-            "episodes": sequence(record({"r": schema.numbers, "l": schema.numbers}, lambda name, value: value)),
-            "successes": sequence(schema.numbers),
-            "buffer": record({"pos": row, "full": of_type(bool), "episode starts": starts}),
-            "VecNormalize": schema.packed_like(statistics) if statistics else no,
-            "random": schema.checked_random_state,
-            "action space": schema.generator,
-            "noise": schema.packed_like(noise) if noise else no,
-            "seeds": optional(sequence(optional(whole(0, 2**32 - 1)), model.n_envs)),
-            "observations": of_type(str),
-            "options": of_type(dict),
-            "machine": of_type(dict),
-            "environments": environments.schema(model.env),
-            "boundary": of_type(bool),
-            "callbacks": sequence(record({"class": of_type(str), "values": record({}, schema.numbers)})),
-        }
-    )
-    optimizers: dict[str, Check] = {name: record({"state": _moments(optimizer)}) for name, optimizer in _optimizers(model)}
-    parameters = {name: optimizers.get(name) or _tensors_like(own) for name, own in model.get_parameters().items()}
-    check_tensors = record({"parameters": record(parameters), "variables": _tensors_like(_variables(model))})
-    content, saved = check_json("state", content), check_tensors("tensors", saved)
+    row = whole(0, buffer.buffer_size - 1)
+    starts = [row] * model.n_envs if isinstance(buffer, HerReplayBuffer) else None
+    own = {
+        "counters": _COUNTERS | {name: each for name, each in _OPTIONAL.items() if hasattr(model, name)},
+        "episodes": [{"r": schema.numbers, "l": schema.numbers, ...: Any}, ...],
+        "successes": [schema.numbers, ...],
+        "buffer": {"pos": row, "full": bool, "episode starts": starts},
+        "VecNormalize": environments.moments(model.get_vec_normalize_env()),
+        "random": schema.checked_random_state,
+        "action space": schema.generator,
+        "noise": noise_state(model),
+        "seeds": optional([optional(whole(0, 2**32 - 1))] * model.n_envs),
+        "observations": str,
+        "options": dict,
+        "machine": dict,
+        "environments": environments.schema(model.env),
+        "boundary": bool,
+        "callbacks": [{"class": str, "values": {...: schema.numbers}}, ...],
+    }
+    unpacked = {name: schema.unpack(own[name]) for name in ("VecNormalize", "noise")}
+    content = like(own | unpacked, "state", content | {name: schema.unpack(content[name]) for name in unpacked})
+    moments = {name: {"state": _moments(optimizer)} for name, optimizer in _optimizers(model)}
+    saved = like({"parameters": model.get_parameters() | moments, "variables": _variables(model)}, "tensors", saved)
     if "log_ent_coef" in saved["variables"]:  # beyond it the temperature is infinite
         schema.number(-80, 80)("log_ent_coef", saved["variables"]["log_ent_coef"].item())
     return content, saved
-
-
-def _tensors_like(own: dict[str, th.Tensor]) -> Check:
-    return record({name: tensor_like(each) for name, each in own.items()})
 
 
 def _moments(optimizer: th.optim.Optimizer) -> Check:
@@ -209,13 +202,8 @@ def _moments(optimizer: th.optim.Optimizer) -> Check:
     for parameter in (parameter for group in twin.param_groups for parameter in group["params"]):
         parameter.grad = th.zeros_like(parameter)
     twin.step()
-    own = {
-        index: record(
-            {key: tensor_like(each) if isinstance(each, th.Tensor) else schema.number() for key, each in state.items()}
-        )
-        for index, state in twin.state_dict()["state"].items()
-    }
-    return lambda name, value: record({key: own[key] for key in own if key in value})(name, value)
+    own = twin.state_dict()["state"]
+    return lambda name, value: like({key: own[key] for key in own if key in value}, name, value)
 
 
 def apply(model: OffPolicyAlgorithm, saved: dict[str, Any], saved_tensors: dict[str, Any]) -> None:
