@@ -180,10 +180,9 @@ def begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> tuple[
     """
     Reset the environments, where possible so that the same episodes begin.
 
-    :param model: of which only the statistics of ``VecNormalize`` change
     :param content: of state.json, checked
     :return: the observations, None if no episode had begun, and why the training does not continue exactly
-    :raises Exception: if an environment cannot be reset; the statistics are as before
+    :raises Exception: if an environment cannot be reset; the statistics of ``VecNormalize`` are as before
     """
     env, normalize = model.env, model.get_vec_normalize_env()
     assert env is not None

@@ -190,10 +190,7 @@ def commit(folder: pathlib.Path, files: dict[str, bytes], manifest: dict[str, An
     """
     Write a checkpoint whose blocks are there already, and remove all but the last ``keep`` of this training.
 
-    :param folder: of the run, claimed
-    :param files: name to content
     :param manifest: without its format and checksums
-    :param keep: number of checkpoints to keep
     """
     sums = {}
     for name, content in files.items():
@@ -216,11 +213,7 @@ def commit(folder: pathlib.Path, files: dict[str, bytes], manifest: dict[str, An
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """
-    :param path: of a checkpoint
-    :return: its manifest, checked except for the facts
-    :raises ValueError: if it is damaged or of another version
-    """
+    """:raises ValueError: if the manifest is damaged or of another version; its facts are not checked"""
     text, _, checksum = (path / MANIFEST).read_bytes().rpartition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != checksum:
         raise ValueError(f"{MANIFEST} is not what was written")
@@ -241,12 +234,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_files(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, bytes]:
-    """
-    :param path: of a checkpoint
-    :param manifest: its own
-    :return: its files by name
-    :raises ValueError: if one is damaged
-    """
+    """:raises ValueError: if a file of the checkpoint is damaged"""
     files = {name: (path / name).read_bytes() for name in FILES}
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != manifest["files"][name]:

@@ -105,12 +105,7 @@ class Learning:
         return functools.update_wrapper(Learner, base, updated=())
 
     def look(self, root: BaseCallback) -> bool:
-        """
-        Save what is due, between ``train()`` and ``collect_rollouts()``, where the training is consistent.
-
-        :param root: of all callbacks
-        :return: whether the training was interrupted, and everything is saved
-        """
+        """:return: whether the training was interrupted, and everything is saved; otherwise what is due"""
         if root is not self.root:
             self._begin(root)
         now = self._interrupted_at is not None
@@ -123,10 +118,7 @@ class Learning:
         return now
 
     def has_stopped(self, error: BaseException) -> bool:
-        """
-        :param error: that has ended a rollout or ``train()``
-        :return: whether that was the interrupt, and everything is saved; the training is over otherwise
-        """
+        """:return: whether an interrupt has ended a rollout or ``train()``, and everything is saved; an error otherwise"""
         try:
             if self.root is not None and self._is_interrupt(error):
                 self.look(self.root)

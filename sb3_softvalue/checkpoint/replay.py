@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softvalue.checkpoint.folder import BLOCK, BLOCKS, WRITING, is_block, sync_folder, write_file
@@ -49,31 +50,31 @@ def _slices(buffer: ReplayBuffer, array: np.ndarray, pos: int, full: bool) -> It
     return (array[start : min(start + size, rows)] for start in range(0, rows, size))
 
 
-def _check(name: str, block: np.ndarray, buffer: ReplayBuffer, finite: bool) -> None:
-    """:raises ValueError: if a block cannot be learned from; observations are what the networks make of them"""
-    if finite and block.dtype.kind == "f" and "observations" not in name and not np.isfinite(block).all():
+def _check(name: str, block: np.ndarray, model: OffPolicyAlgorithm) -> None:
+    """:raises ValueError: if a block cannot be learned from; observations may hold whatever the networks accept"""
+    # A model that does not check them learns from such numbers, as from any buffer of SB3
+    checked = getattr(model, "check_finite", False) and "observations" not in name and block.dtype.kind == "f"
+    if checked and not np.isfinite(block).all():
         raise ValueError(f"the {name} in its replay buffer are not all finite")
     # HER's, which are indices
-    if block.dtype == np.int64 and name.startswith("ep_") and not ((block >= 0) & (block <= buffer.buffer_size)).all():
+    if block.dtype == np.int64 and name.startswith("ep_") and not ((block >= 0) & (block <= model.buffer_size)).all():
         raise ValueError(f"the {name} in its replay buffer are no rows of it")
 
 
-def write_blocks(buffer: ReplayBuffer, folder: pathlib.Path, finite: bool) -> dict[str, list[str]]:
+def write_blocks(model: OffPolicyAlgorithm, folder: pathlib.Path) -> dict[str, list[str]]:
     """
-    Write those blocks that are not there yet, or damaged.
+    Write those blocks that are not there yet, or damaged, to the claimed folder.
 
-    :param buffer: one of SB3's
-    :param folder: of the run, claimed
-    :param finite: whether rewards, actions and ends of episodes have to be finite
-    :return: for each array the names of its blocks
+    :return: for each array of the replay buffer the names of its blocks
     :raises ValueError: if they could not be learned from
     """
+    buffer: Any = model.replay_buffer
     (folder / BLOCKS).mkdir(exist_ok=True)
     names: dict[str, list[str]] = {}
     for name, array in arrays_of(buffer).items():
         names[name] = []
         for block in _slices(buffer, array, buffer.pos, buffer.full):
-            _check(name, block, buffer, finite)
+            _check(name, block, model)
             file = io.BytesIO()
             np.save(file, block, allow_pickle=False)
             path = folder / BLOCKS / f"{hashlib.sha256(file.getbuffer()).hexdigest()}.npy"
@@ -104,19 +105,17 @@ def _is_complete(path: pathlib.Path) -> bool:
 
 
 def read_blocks(
-    buffer: ReplayBuffer, folder: pathlib.Path, names: dict[str, list[str]], position: dict[str, Any], finite: bool, fill: bool
+    model: OffPolicyAlgorithm, folder: pathlib.Path, names: dict[str, list[str]], position: dict[str, Any], fill: bool
 ) -> None:
     """
     Read one block after the other and check it.
 
-    :param buffer: for which they are
-    :param folder: of the run
     :param names: see ``write_blocks``
     :param position: ``pos`` and ``full`` of the buffer that was saved
-    :param finite: see ``write_blocks``
-    :param fill: whether to copy them into the buffer, which is not changed otherwise
-    :raises ValueError: if one is damaged or of another buffer
+    :param fill: whether to copy the blocks into the model's buffer, which is not changed otherwise
+    :raises ValueError: if a block is damaged or of another buffer
     """
+    buffer: Any = model.replay_buffer
     arrays = arrays_of(buffer)
     if set(arrays) != set(names):
         raise ValueError(f"its replay buffer has {sorted(names)}, the model's has {sorted(arrays)}")
@@ -132,7 +131,7 @@ def read_blocks(
             if block is None or (block.dtype, block.shape) != (own.dtype, own.shape):
                 raise ValueError(f"block {file} is damaged or of another replay buffer")
             _checked.add(_signature(path))
-            _check(name, block, buffer, finite)
+            _check(name, block, model)
             if fill:
                 own[...] = block
 

@@ -111,16 +111,11 @@ def save_checkpoint(
                 check_owner(model, folder)
             run = runs.setdefault(model, Run(uuid.uuid4().hex, []))
             with folders.unfinished(folder):
-                blocks = replay.write_blocks(model.replay_buffer, folder, _is_finite(model))
+                blocks = replay.write_blocks(model, folder)
                 manifest = {"run": run.name, "blocks": blocks, "facts": state.facts(model)}
                 folders.commit(folder, {"state.json": text.encode(), "tensors.pt": file.getvalue()}, manifest, keep)
     except ValueError as error:
         raise CheckpointError(f"The training could not be continued from here ({error}): older checkpoints stay.") from error
-
-
-def _is_finite(model: OffPolicyAlgorithm) -> bool:
-    """:return: whether it stops at a number that is not finite; others learn from it, as from any buffer of SB3"""
-    return bool(getattr(model, "check_finite", False))
 
 
 def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> Resumed:
@@ -150,7 +145,6 @@ def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> Re
 
 
 def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
-    buffer: Any = model.replay_buffer
     try:
         manifest = folders.read_manifest(path)
         is_old = manifest["format"] != folders.FORMAT
@@ -161,8 +155,8 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
         if is_old:
             content, tensors = upgrade.upgrade(content, tensors)
         content, tensors = state.check(model, content, tensors)
-        blocks = path.parent, manifest["blocks"], content["buffer"], _is_finite(model)
-        replay.read_blocks(buffer, *blocks, fill=False)
+        blocks = path.parent, manifest["blocks"], content["buffer"]
+        replay.read_blocks(model, *blocks, fill=False)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a file can cause: none of it has reached the model
@@ -176,12 +170,12 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
     model._last_original_obs = None if normalize is None else normalize.get_original_obs()
     model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
     try:
-        replay.read_blocks(buffer, *blocks, fill=True)
+        replay.read_blocks(model, *blocks, fill=True)
     except (ValueError, OSError) as error:  # removed since it was checked: the next checkpoint is there
         raise _damaged(path, error) from error
     state.apply(model, content, tensors)
     if why and content["seeds"] is None:
-        truncate_open_episodes(buffer)
+        truncate_open_episodes(model.replay_buffer)  # type: ignore[arg-type]  # checked by load_checkpoint
     runs[model] = Run(manifest["run"], content["callbacks"])
     changed = _differences(content["options"], state.options(model))
     if changed:

@@ -160,11 +160,10 @@ def tensors(model: OffPolicyAlgorithm) -> dict[str, Any]:
 
 def check(model: OffPolicyAlgorithm, content: Any, saved: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    :param model: that is to continue; it is not changed
     :param content: of state.json: what ``read`` returns, and "boundary" and "callbacks"
     :param saved: of tensors.pt: what ``tensors`` returns
     :return: both, unpacked
-    :raises Exception: where one of them does not suit the model
+    :raises Exception: where one of them does not suit the model, which is not changed
     """
     assert model.env is not None
     buffer: Any = model.replay_buffer
@@ -249,8 +248,7 @@ def _noises(model: OffPolicyAlgorithm) -> list[Any]:
 
 def noise_state(model: OffPolicyAlgorithm) -> dict[str, Any] | None:
     """
-    :param model: with an action noise or without
-    :return: the noise's state, packed, if it has one
+    :return: the state of the action noise, packed, if it has one
     :raises CheckpointError: if it is of a class whose state is not known
     """
     noises = _noises(model)
