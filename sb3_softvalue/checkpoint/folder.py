@@ -23,7 +23,8 @@ from sb3_softvalue.checkpoint.schema import CheckpointError, like
 FORMAT, FORMATS = 2, (1, 2)
 MANIFEST, BLOCKS, WRITING, BLOCK = "manifest.json", "replay", ".writing", "block.npy"
 FILES = ("state.json", "tensors.pt")
-_NAME = re.compile(r"checkpoint-\d{6,}")
+# One for each number
+_NAME = re.compile(r"checkpoint-(\d{6}|[1-9]\d{6,})")
 _BLOCK = re.compile(r"[0-9a-f]{64}\.npy")
 # The process that has claimed each folder, this one or its parent
 _claimed: dict[str, int] = {}
@@ -31,31 +32,23 @@ _claimed: dict[str, int] = {}
 
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
     """:return: the checkpoints in the folder, oldest first; other folders with such a name have no manifest"""
-    return [path for path in _named(folder) if _is_checkpoint(path)]
+    return [path for path in _named(folder).values() if os.path.isfile(path / MANIFEST)]
 
 
-def _named(folder: pathlib.Path) -> list[pathlib.Path]:
-    """:return: everything with the name of a checkpoint, by number"""
+def _named(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    """:return: everything with the name of a checkpoint, by number in rising order"""
     try:
-        names = [name for name in os.listdir(folder) if _NAME.fullmatch(name)]
+        names = filter(_NAME.fullmatch, os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return {}
     except OSError as error:
         raise CheckpointError(f"The folder {folder!s:.200} cannot be read ({error.strerror}): choose another.") from error
-    return sorted((folder / name for name in names), key=_number)
-
-
-def _number(path: pathlib.Path) -> int:
-    return int(path.name.partition("-")[2])
-
-
-def _is_checkpoint(path: pathlib.Path) -> bool:
-    return os.path.isfile(path / MANIFEST)
+    return dict(sorted((int(name.partition("-")[2]), folder / name) for name in names))
 
 
 def find(folder: pathlib.Path) -> list[pathlib.Path]:
     """:return: what can be loaded from a folder, oldest first: itself if it is a checkpoint"""
-    return [folder] if _is_checkpoint(folder) else checkpoints(folder)
+    return [folder] if os.path.isfile(folder / MANIFEST) else checkpoints(folder)
 
 
 def has_checkpoint(folder: str | pathlib.Path) -> bool:
@@ -131,7 +124,7 @@ def sweep(folder: pathlib.Path) -> None:
     """Remove what was being written, and blocks that no manifest lists, not even one that is damaged."""
     _remove(folder / WRITING, BLOCK, *FILES, MANIFEST)
     listed: set[str] = set()
-    for path in _named(folder):
+    for path in _named(folder).values():
         # Any other error ends this: a checkpoint that cannot be read now keeps its blocks
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             listed.update(_BLOCK.findall((path / MANIFEST).read_text(errors="replace")))
@@ -200,8 +193,7 @@ def commit(folder: pathlib.Path, files: dict[str, bytes], manifest: dict[str, An
     # Its own checksum is its last line
     write_file(folder / WRITING / MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
     sync_folder(folder / WRITING)
-    last = max(map(_number, _named(folder)), default=-1)
-    os.rename(folder / WRITING, folder / f"checkpoint-{last + 1:06d}")
+    os.rename(folder / WRITING, folder / f"checkpoint-{max(_named(folder), default=-1) + 1:06d}")
     # The checkpoint is there: the next one repeats what fails from here
     with contextlib.suppress(OSError, CheckpointError):
         sync_folder(folder)

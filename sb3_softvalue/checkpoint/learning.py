@@ -79,11 +79,16 @@ class Learning:
         class Learner(base):  # type: ignore[valid-type, misc]  # a variable, since the model may be of any class
             _learning_of_checkpoints = learning
 
-            def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+            # SB3's parameters by name: to pass **kwargs takes most of the time of this call
+            def collect_rollouts(  # type: ignore[no-untyped-def]  # the types are SB3's
+                self, env, callback, train_freq, replay_buffer, action_noise=None, learning_starts=0, log_interval=None
+            ):
                 try:
                     # Between two checkpoints this comparison is all that a rollout costs
                     if (self.num_timesteps < learning.next_at and callback is learning.root) or not learning.look(callback):
-                        return base.collect_rollouts(self, env, callback, *args, **kwargs)
+                        return base.collect_rollouts(
+                            self, env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+                        )
                 except BaseException as error:
                     if not learning.has_stopped(error):
                         raise
