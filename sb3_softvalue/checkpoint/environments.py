@@ -142,15 +142,15 @@ def read(venv: VecEnv) -> list[dict[str, Any]] | None:
         return None
 
 
-def is_lost(venv: VecEnv) -> bool:
+def is_lost(venv: VecEnv | None) -> bool:
     """:return: whether processes of the environments have ended or have not answered"""
-    env = venv.unwrapped
+    env = venv and venv.unwrapped
     return isinstance(env, SubprocVecEnv) and (env.closed or env.waiting or not all(p.is_alive() for p in env.processes))
 
 
-def abandon(venv: VecEnv) -> None:
+def abandon(venv: VecEnv | None) -> None:
     """End the processes of environments that are lost, so that ``close()`` does not wait for them."""
-    env = venv.unwrapped
+    env = venv and venv.unwrapped
     if isinstance(env, SubprocVecEnv) and not env.closed and is_lost(env):
         for process in env.processes:
             process.kill()

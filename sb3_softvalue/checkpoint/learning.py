@@ -127,7 +127,7 @@ class Learning:
         try:
             if self.root is not None and self._is_interrupt(error):
                 self.look(self.root)
-                environments.abandon(self.model.env)  # type: ignore[arg-type]  # a model that learns has one
+                environments.abandon(self.model.env)
                 return True
         except BaseException:
             self.end()
@@ -193,7 +193,7 @@ class Learning:
 
     def _is_interrupt(self, error: BaseException) -> bool:
         """:return: whether a signal has caused an exception, perhaps by ending the processes of the environments"""
-        died = isinstance(error, (EOFError, ConnectionError)) and environments.is_lost(self.model.env)  # type: ignore[arg-type]
+        died = isinstance(error, (EOFError, ConnectionError)) and environments.is_lost(self.model.env)
         if died and self._interrupted_at is None and self._handlers:
             time.sleep(_SIGNAL_ARRIVES)
         return self._interrupted_at is not None and (died or isinstance(error, Stop))
