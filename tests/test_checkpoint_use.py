@@ -281,7 +281,7 @@ def test_without_locks(tmp_path, monkeypatch):
     def none(*args: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("sb3_softvalue.checkpoint.folder.fcntl.lockf", none)
+    monkeypatch.setattr("os.lockf", none)
     before = n_open()
     with pytest.warns(UserWarning, match=r"has no locks of files \(No locks available\): make sure that no other"):
         make().learn(60, callback=ResumableCheckpoint(tmp_path, 30))

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+from math import inf
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
@@ -12,11 +13,8 @@ from sb3_softvalue.checkpoint.folder import claimed, has_checkpoint
 from sb3_softvalue.checkpoint.learning import Learning, callbacks_of
 from sb3_softvalue.checkpoint.replay import at_episode_boundary
 from sb3_softvalue.checkpoint.save_load import KEEP, check_owner, check_storable, load_checkpoint, runs, save_checkpoint
-from sb3_softvalue.checkpoint.schema import to_builtin
+from sb3_softvalue.checkpoint.schema import is_plain, to_builtin
 from sb3_softvalue.checks import check_whole_number
-
-# Of a checkpoint that is not due at any step
-INFINITY = float("inf")
 
 
 class ResumableCheckpoint(BaseCallback):
@@ -65,12 +63,12 @@ class ResumableCheckpoint(BaseCallback):
         self._saved_at = 0
         self._claim = contextlib.ExitStack()
         # The step from which on it waits for the end of an episode; infinite until an event asks for a checkpoint
-        self._due_at = INFINITY
+        self._due_at = inf
         # The other callbacks, and their numbers as they were constructed
         self._others: list[tuple[BaseCallback, dict[str, Any]]] = []
 
     def _init_callback(self) -> None:
-        # What would end the training at its first checkpoint ends it before its first step
+        # Errors come before the first step, not at the first checkpoint
         check_storable(self.model)
         if self.resume and has_checkpoint(self.folder):
             resumed = load_checkpoint(self.model, self.folder)
@@ -82,12 +80,12 @@ class ResumableCheckpoint(BaseCallback):
 
     def begin(self, root: BaseCallback) -> None:
         """
-        Claim the folder, right before the first step.
+        Claim the folder, right before the first step, and let other callbacks resume.
 
         :param root: of all callbacks of this call of ``learn()``
         """
         self._claim.enter_context(claimed(self.folder))
-        environments.read(self.training_env)  # from here on their states before each reset are known
+        environments.read(self.training_env)  # from here on their states before each reset are recorded
         self._wait()
         self._others = [(each, _numbers_of(each)) for each in callbacks_of(root) if not isinstance(each, ResumableCheckpoint)]
         saved = runs[self.model].callbacks if self.model in runs else []
@@ -97,41 +95,46 @@ class ResumableCheckpoint(BaseCallback):
                     setattr(each, name, float(value) if isinstance(own[name], float) else value)
 
     def end(self) -> None:
-        """Let others have the folder; what was loaded for other callbacks was for this call of ``learn()``."""
+        """Release the folder; what was loaded for other callbacks was for this call of ``learn()``."""
         self._claim.close()
         if self.model in runs:
             runs[self.model].callbacks = []
 
-    def on_step(self) -> bool:
-        """Without what callbacks usually do at each step: of this one it would be most of the cost."""
-        if self._due_at is INFINITY:  # an event asks for it
+    def _on_step(self) -> bool:
+        if self._due_at == inf:  # called by an event
             self._due_at, Learning.of(self.model).next_at = self.model.num_timesteps, 0
         return True
 
-    def update_locals(self, locals_: dict[str, Any]) -> None:
-        """Not needed, see ``on_step``."""
+    # Without what SB3's callbacks do at each step and rollout, which would be most of the cost
+    on_step = _on_step
 
-    on_rollout_start = on_rollout_end = _on_step = lambda self: True  # type: ignore[assignment]  # see on_step
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Not needed."""
+
+    def on_rollout_start(self) -> None:
+        """Not needed."""
+
+    def on_rollout_end(self) -> None:
+        """Not needed."""
 
     def _on_training_end(self) -> None:
-        # Where nothing was left to learn there was no rollout, and so no beginning
         learning = Learning.of(self.model)
-        if learning.root is None:
+        if learning.root is None:  # nothing was left to learn: there was no rollout, and so no beginning
             if self.verbose >= 1:
                 print(f"All {self.model.num_timesteps} steps are done")
             learning.end()
 
     def save_if_due(self, now: bool) -> float:
         """
-        Called where the training is consistent, between ``train()`` and ``collect_rollouts()``.
+        Save, where the training is consistent: between ``train()`` and ``collect_rollouts()``.
 
-        :param now: whether to save whatever has come since the last checkpoint
+        :param now: whether to save whatever is new since the last checkpoint
         :return: the step at which the next one is due
         """
         steps = self.model.num_timesteps
         due = steps >= self._due_at
         if due and self.at_episode_end and steps < self._due_at + self.save_freq:
-            due = at_episode_boundary(self.model.replay_buffer)  # type: ignore[arg-type]  # is there
+            due = at_episode_boundary(self.model.replay_buffer)  # type: ignore[arg-type]  # checked by check_storable
         if due or (now and steps > self._saved_at):
             others = [
                 {"class": type(each).__name__, "values": {n: v for n, v in _numbers_of(each).items() if v != was.get(n, v)}}
@@ -146,14 +149,10 @@ class ResumableCheckpoint(BaseCallback):
     def _wait(self) -> None:
         """Everything up to here is saved."""
         self._saved_at = self.model.num_timesteps
-        self._due_at = INFINITY if isinstance(self.parent, EventCallback) else self._saved_at + self.save_freq
+        self._due_at = inf if isinstance(self.parent, EventCallback) else self._saved_at + self.save_freq
 
 
 def _numbers_of(callback: BaseCallback) -> dict[str, Any]:
-    """:return: what a callback keeps in numbers and lists of them"""
-
-    def is_plain(value: Any) -> bool:
-        return all(map(is_plain, value)) if isinstance(value, list) else isinstance(value, (bool, int, float))
-
+    """:return: numbers and lists of them that a callback keeps"""
     kept = {name: to_builtin(value) for name, value in vars(callback).items() if isinstance(value, (bool, int, float, list))}
     return {name: value for name, value in kept.items() if is_plain(value)}

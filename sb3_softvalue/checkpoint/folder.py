@@ -1,9 +1,9 @@
-"""A folder of checkpoints, each of which is there whole or not at all.
+"""A folder of checkpoints, each of which is complete or absent.
 
-A checkpoint is written to ``.writing``, flushed to the disk and renamed, so that a kill at any moment leaves the one before
-it. Its manifest holds a checksum of every file. The blocks of the replay buffer lie beside the checkpoints, named by their
-content, and are shared by all that refer to them. Deleted are only files that are a checkpoint's, and blocks that are what
-their name says and stand in no manifest: by the same process or by the next that claims the folder.
+A checkpoint is written to ``.writing``, flushed to the disk and renamed, so that a kill at any moment leaves the one before.
+Its manifest holds a checksum of every file. The blocks of the replay buffer lie beside the checkpoints, named by their
+content, and are shared by all that list them. Deleted are only files of a checkpoint, and blocks that match their name and
+that no manifest lists: by the same process or by the next one that claims the folder.
 """
 
 import contextlib
@@ -12,46 +12,43 @@ import json
 import os
 import pathlib
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from sb3_softvalue.checkpoint.schema import CheckpointError, of_type, record, sequence
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two processes from one folder there
-    fcntl = None  # type: ignore[assignment]  # a module elsewhere
+from sb3_softvalue.checkpoint.schema import CheckpointError, like
 
 # What is written; format 1, of version 0.1.0, is read too
 FORMAT, FORMATS = 2, (1, 2)
 MANIFEST, BLOCKS, WRITING, BLOCK = "manifest.json", "replay", ".writing", "block.npy"
 FILES = ("state.json", "tensors.pt")
-_NAME = re.compile(r"checkpoint-\d{6,}")
+# One for each number
+_NAME = re.compile(r"checkpoint-(\d{6}|[1-9]\d{6,})")
 _BLOCK = re.compile(r"[0-9a-f]{64}\.npy")
-# Of each folder that is claimed the process
+# The process that has claimed each folder, this one or its parent
 _claimed: dict[str, int] = {}
 
 
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
-    """:return: the checkpoints in the folder, oldest first; what else may have such a name has no manifest"""
-    return [path for path in _named(folder) if is_checkpoint(path)]
+    """:return: the checkpoints in the folder, oldest first; other folders with such a name have no manifest"""
+    return [path for path in _named(folder).values() if os.path.isfile(path / MANIFEST)]
 
 
-def _named(folder: pathlib.Path) -> list[pathlib.Path]:
-    """:return: all that has the name of a checkpoint, whoever has made it, by number"""
+def _named(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    """:return: everything with the name of a checkpoint, by number in rising order"""
     try:
-        names = [name for name in os.listdir(folder) if _NAME.fullmatch(name)]
+        names = filter(_NAME.fullmatch, os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return {}
     except OSError as error:
         raise CheckpointError(f"The folder {folder!s:.200} cannot be read ({error.strerror}): choose another.") from error
-    return [folder / name for name in sorted(names, key=lambda name: int(name.partition("-")[2]))]
+    return dict(sorted((int(name.partition("-")[2]), folder / name) for name in names))
 
 
-def is_checkpoint(folder: pathlib.Path) -> bool:
-    """:return: whether the folder is one checkpoint and not that of a run, which may have any name"""
-    return os.path.isfile(folder / MANIFEST)
+def find(folder: pathlib.Path) -> list[pathlib.Path]:
+    """:return: what can be loaded from a folder, oldest first: itself if it is a checkpoint"""
+    return [folder] if os.path.isfile(folder / MANIFEST) else checkpoints(folder)
 
 
 def has_checkpoint(folder: str | pathlib.Path) -> bool:
@@ -59,61 +56,52 @@ def has_checkpoint(folder: str | pathlib.Path) -> bool:
     :param folder: of a run
     :return: whether ``load_checkpoint`` finds something there
     """
-    return is_checkpoint(pathlib.Path(folder)) or bool(checkpoints(pathlib.Path(folder)))
+    return bool(find(pathlib.Path(folder)))
 
 
-@contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
-    """
-    Turn what the operating system says into one sentence.
-
-    :param folder: of the run
-    """
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"The checkpoint could not be written to {folder!s:.200} ({error.strerror or error}): make room or choose "
-            "another folder; older checkpoints there are whole."
-        ) from error
+def runs(folder: pathlib.Path) -> dict[pathlib.Path, str]:
+    """:return: the training of each checkpoint that is not damaged"""
+    found = {}
+    for path in checkpoints(folder):
+        with contextlib.suppress(OSError, ValueError):
+            found[path] = read_manifest(path)["run"]
+    return found
 
 
 @contextlib.contextmanager
 def claimed(folder: pathlib.Path) -> Iterator[None]:
     """
-    Keep other processes from writing to the folder for so long, or until the end of this process, not of those it forks.
+    Keep other processes from writing to the folder meanwhile. A forked process has no claim.
 
     :param folder: of the run, made if it is not there; what dead processes have left in it is removed
-    :raises CheckpointError: if another process has claimed it, or nothing can be written there
+    :raises CheckpointError: if another process has claimed it, or the system fails here or within
     """
-    key, lock = str(folder.resolve()), -1
-    if _claimed.get(key) == os.getpid():  # around this
-        yield
-        return
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise PermissionError(13, os.strerror(13))
-        lock = _lock(folder / ".lock")
-    _claimed[key] = process = os.getpid()
-    try:
-        with writing(folder):
-            sweep(folder)
-        yield
-    finally:
-        if process == os.getpid():
-            del _claimed[key]
-            if lock >= 0:
-                os.close(lock)
+    key, process = str(folder.resolve()), os.getpid()
+    with contextlib.ExitStack() as claim:
+        try:
+            if _claimed.get(key) != process:
+                folder.mkdir(parents=True, exist_ok=True)
+                # Also where the lock's file of an earlier run can be written
+                tempfile.TemporaryFile(dir=folder).close()
+                claim.callback(_release, key, process, _lock(folder / ".lock"))
+                _claimed[key] = process
+                sweep(folder)
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"The checkpoint could not be written to {folder!s:.200} ({error.strerror or error}): make room or choose "
+                "another folder; older checkpoints there are complete."
+            ) from error
 
 
-def _lock(path: pathlib.Path) -> int:
-    """:return: an open file that is locked for this process, and not for those that it forks; -1 without locks"""
-    if fcntl is None:
-        return -1
+def _lock(path: pathlib.Path) -> int | None:
+    """:return: an open file that is locked for this process, but not for those that it forks; None without locks"""
+    if not hasattr(os, "lockf"):  # Windows: nothing keeps two processes from one folder there
+        return None
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.lockf(descriptor, os.F_TLOCK, 0)
+        return descriptor
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, (BlockingIOError, PermissionError)):
@@ -122,31 +110,42 @@ def _lock(path: pathlib.Path) -> int:
             ) from error
         reason = f"{path.parent} has no locks of files ({error.strerror})"
         warnings.warn(f"{reason}: make sure that no other process writes there.", stacklevel=2)
-        return -1
-    return descriptor
+        return None
+
+
+def _release(key: str, process: int, descriptor: int | None) -> None:
+    if process == os.getpid():
+        del _claimed[key]
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def sweep(folder: pathlib.Path) -> None:
-    """Remove what was being written, and blocks that no checkpoint names, not even one that is damaged."""
+    """Remove what was being written, and blocks that no manifest lists, not even one that is damaged."""
     _remove(folder / WRITING, BLOCK, *FILES, MANIFEST)
-    named: set[str] = set()
-    for path in _named(folder):
+    listed: set[str] = set()
+    for path in _named(folder).values():
         # Any other error ends this: a checkpoint that cannot be read now keeps its blocks
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            named.update(_BLOCK.findall((path / MANIFEST).read_text(errors="replace")))
+            listed.update(_BLOCK.findall((path / MANIFEST).read_text(errors="replace")))
     with contextlib.suppress(FileNotFoundError):
-        for name in filter(_BLOCK.fullmatch, set(os.listdir(folder / BLOCKS)) - named):
+        for name in filter(_BLOCK.fullmatch, set(os.listdir(folder / BLOCKS)) - listed):
             path = folder / BLOCKS / name
-            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == path.stem:  # else somebody else's
+            if path.is_file() and is_block(path, path.read_bytes()):
                 path.unlink()
 
 
+def is_block(path: pathlib.Path, content: bytes) -> bool:
+    """:return: whether the content is what the name of the block says"""
+    return hashlib.sha256(content).hexdigest() == path.stem
+
+
 def _remove(folder: pathlib.Path, *names: str) -> None:
-    """Remove a checkpoint, or what is written of one, but nothing that somebody else has put there."""
+    """Remove a checkpoint, complete or not, but nothing that somebody else has put there."""
     for name in names:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             (folder / name).unlink()
-    with contextlib.suppress(OSError):  # is not there, or is somebody else's, too
+    with contextlib.suppress(OSError):  # is not there, or holds something of somebody else
         folder.rmdir()
 
 
@@ -160,21 +159,17 @@ def sync_folder(folder: pathlib.Path) -> None:
             os.close(descriptor)
 
 
-def write_file(path: pathlib.Path, *parts: Any) -> None:
+def write_file(path: pathlib.Path, content: Any) -> None:
     """Write bytes to a file and flush it to the disk."""
     with open(path, "wb") as file:
-        file.writelines(parts)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def unfinished(folder: pathlib.Path) -> Iterator[None]:
-    """
-    A save: what it has written is removed again where it fails.
-
-    :param folder: of the run, claimed
-    """
+    """Where a save fails, what it has written to the claimed folder is removed."""
     (folder / WRITING).mkdir(exist_ok=True)
     try:
         yield
@@ -186,80 +181,52 @@ def unfinished(folder: pathlib.Path) -> Iterator[None]:
 
 def commit(folder: pathlib.Path, files: dict[str, bytes], manifest: dict[str, Any], keep: int) -> None:
     """
-    Write a checkpoint whose blocks are there already, and remove all but the last ``keep`` of this run.
+    Write a checkpoint whose blocks are there already, and remove all but the last ``keep`` of this training.
 
-    :param folder: of the run
-    :param files: name to content
-    :param manifest: beside its format and its files
-    :param keep: number of checkpoints to keep
+    :param manifest: without its format and checksums
     """
+    sums = {}
     for name, content in files.items():
         write_file(folder / WRITING / name, content)
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        sums[name] = hashlib.sha256(content).hexdigest()
     text = json.dumps({"format": FORMAT, "files": sums, **manifest}, indent=1).encode()
     # Its own checksum is its last line
     write_file(folder / WRITING / MANIFEST, text + b"\n" + hashlib.sha256(text).hexdigest().encode())
     sync_folder(folder / WRITING)
-    taken = [int(path.name.partition("-")[2]) for path in _named(folder)]
-    os.rename(folder / WRITING, folder / f"checkpoint-{max(taken, default=-1) + 1:06d}")
-    # The checkpoint is there: what fails from here on is made up for by the next one
+    os.rename(folder / WRITING, folder / f"checkpoint-{max(_named(folder), default=-1) + 1:06d}")
+    # The checkpoint is there: the next one repeats what fails from here
     with contextlib.suppress(OSError, CheckpointError):
         sync_folder(folder)
-        runs = {}
-        for path in checkpoints(folder):
-            with contextlib.suppress(ValueError):  # damaged
-                runs[path] = read_manifest(path)["run"]
-        kept = [path for path, run in runs.items() if run == manifest["run"]][-keep:]
-        for path in runs.keys() - kept:
+        found = runs(folder)
+        own = [path for path, run in found.items() if run == manifest["run"]]
+        for path in found.keys() - own[-keep:]:
             _remove(path, *FILES, MANIFEST)
         sweep(folder)
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """
-    :param path: of a checkpoint
-    :return: its manifest, of which everything but the facts is checked
-    :raises ValueError: if it is not what was written
-    """
+    """:raises ValueError: if the manifest is damaged or of another version; its facts are not checked"""
     text, _, checksum = (path / MANIFEST).read_bytes().rpartition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != checksum:
         raise ValueError(f"{MANIFEST} is not what was written")
-    manifest = json.loads(text)
-    if type(manifest) is not dict or manifest.get("format") not in FORMATS:
-        found = manifest.get("format") if type(manifest) is dict else None
+    manifest = like(dict, MANIFEST, json.loads(text))
+    found = manifest.get("format")
+    if found not in FORMATS:
         raise ValueError(f"its format is {found!r:.40} and this version reads {FORMATS}: load it with the one that wrote it")
+    if found == 1:
+        manifest["run"] = ""
 
     def block(name: str, value: Any) -> str:
-        if not _BLOCK.fullmatch(of_type(str)(name, value)):
+        if not _BLOCK.fullmatch(like(str, name, value)):
             raise ValueError(f"{name} is {value!r:.80}")
         return value
 
-    manifest = record(
-        {"files": record(dict.fromkeys(FILES, of_type(str))), "facts": of_type(dict), "format": of_type(int)}
-        | {"blocks": record({}, sequence(block)), **({"run": of_type(str)} if manifest["format"] == FORMAT else {})}
-    )("manifest", manifest)
-    return {"run": "", **manifest}
-
-
-def newest(folder: pathlib.Path) -> pathlib.Path:
-    """
-    :param folder: of the run, or of one checkpoint
-    :return: the newest checkpoint, or the one that the folder itself is
-    :raises CheckpointError: if there is none
-    """
-    found = [folder] if is_checkpoint(folder) else checkpoints(folder)
-    if not found:
-        raise CheckpointError(f"There is no checkpoint in {folder!s:.200}: save one with save_checkpoint.")
-    return found[-1]
+    own = {"format": int, "run": str, "facts": dict, "files": dict.fromkeys(FILES, str), "blocks": {...: [block, ...]}}
+    return like(own, MANIFEST, manifest)
 
 
 def read_files(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, bytes]:
-    """
-    :param path: of a checkpoint
-    :param manifest: its own
-    :return: its files by name
-    :raises ValueError: if one is not what was written
-    """
+    """:raises ValueError: if a file of the checkpoint is damaged"""
     files = {name: (path / name).read_bytes() for name in FILES}
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != manifest["files"][name]:

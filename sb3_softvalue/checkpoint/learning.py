@@ -1,14 +1,12 @@
 """One call of ``learn()`` that writes checkpoints: how it begins, is interrupted and ends, also by an exception.
 
-SB3 tells a nested callback neither of the beginning of a rollout nor of the end of the training, and none of an exception.
-For as long as ``learn()`` runs, the model is of a subclass whose ``collect_rollouts`` and ``train`` tell of both, and whose
-copies and pickles are of the model's own class.
+SB3 does not tell a nested callback that a rollout begins or the training ends, and no callback of an exception. While
+``learn()`` runs, the model is therefore of a subclass that reports both. Its copies and pickles are of the model's own class.
 """
 
 import contextlib
 import copyreg
 import functools
-import math
 import signal
 import threading
 import time
@@ -23,10 +21,12 @@ from stable_baselines3.common.type_aliases import RolloutReturn
 
 from sb3_softvalue.checkpoint import environments
 
-# Seconds after a signal: until then a rollout may end by itself, and then a gradient step; between two looks
+# Seconds after a signal: until then a rollout may end by itself, and then a gradient step; between two alarms
 ROLLOUT_ENDS, STEP_ENDS, RETRY = 2.0, 3.0, 0.01
-# Seconds in which a signal comes that the processes of the environments have had already
-_SIGNAL_COMES = 0.3
+# Seconds within which a signal arrives that the processes of the environments have received already
+_SIGNAL_ARRIVES = 0.3
+# Windows has no alarm: there the rollout or train() ends by itself
+_ALARM = getattr(signal, "SIGALRM", None)
 
 
 class Stop(BaseException):
@@ -42,6 +42,10 @@ def callbacks_of(root: Any) -> Iterator[Any]:
             yield from callbacks_of(child)
 
 
+def _stop_sampling(*args: Any, **kwargs: Any) -> Any:
+    raise Stop
+
+
 class Learning:
     """
     What happens around ``learn()``.
@@ -53,8 +57,9 @@ class Learning:
         self.model = model
         # Callbacks of type ResumableCheckpoint
         self.savers: list[Any] = []
+        # Of all callbacks, while learn() makes rollouts
         self.root: BaseCallback | None = None
-        # The step before which there is nothing to be done
+        # There is nothing to do before this step
         self.next_at = 0.0
         self._class: Any = type(model)
         self._handlers: dict[int, Any] = {}
@@ -68,17 +73,22 @@ class Learning:
         return getattr(type(model), "_learning_of_checkpoints", None) or Learning(model)
 
     def _subclass(self) -> Any:
-        """:return: the model's class, which tells of rollouts and updates"""
+        """:return: the model's class, which reports rollouts and updates"""
         learning, base = self, self._class
 
-        class Learner(base):  # type: ignore[valid-type, misc]  # whatever the model is
+        class Learner(base):  # type: ignore[valid-type, misc]  # a variable, since the model may be of any class
             _learning_of_checkpoints = learning
 
-            def collect_rollouts(self, env: Any, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+            # SB3's parameters by name: to pass **kwargs takes most of the time of this call
+            def collect_rollouts(  # type: ignore[no-untyped-def]  # the types are SB3's
+                self, env, callback, train_freq, replay_buffer, action_noise=None, learning_starts=0, log_interval=None
+            ):
                 try:
                     # Between two checkpoints this comparison is all that a rollout costs
                     if (self.num_timesteps < learning.next_at and callback is learning.root) or not learning.look(callback):
-                        return base.collect_rollouts(self, env, callback, *args, **kwargs)
+                        return base.collect_rollouts(
+                            self, env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+                        )
                 except BaseException as error:
                     if not learning.has_stopped(error):
                         raise
@@ -93,21 +103,14 @@ class Learning:
 
             def __reduce_ex__(self, protocol: Any) -> Any:
                 make, args, *rest = super().__reduce_ex__(protocol)
-                if make is copyreg.__newobj__:  # type: ignore[attr-defined]  # pickle would insist on this class
+                if make is copyreg.__newobj__:  # type: ignore[attr-defined]  # no stub; pickle would insist on this class
                     make = base.__new__
                 return make, tuple(base if each is Learner else each for each in args), *rest
 
-        for name in ("__name__", "__qualname__", "__module__", "__doc__"):
-            setattr(Learner, name, getattr(base, name))
-        return Learner
+        return functools.update_wrapper(Learner, base, updated=())
 
     def look(self, root: BaseCallback) -> bool:
-        """
-        Save what is due, between ``train()`` and ``collect_rollouts()``, where the training is consistent.
-
-        :param root: of all callbacks
-        :return: whether the training was interrupted, and everything is saved
-        """
+        """:return: whether the training was interrupted, and everything is saved; otherwise what is due"""
         if root is not self.root:
             self._begin(root)
         now = self._interrupted_at is not None
@@ -115,20 +118,16 @@ class Learning:
             self._alarm(0.0)
             self._tell()
         due_at = [saver.save_if_due(now) for saver in self.savers]
-        self.next_at = min(due_at, default=math.inf)
-        if self._interrupted_at is not None:  # perhaps meanwhile
-            self.next_at = 0.0
+        # A signal may have come meanwhile
+        self.next_at = 0.0 if self._interrupted_at is not None else min(due_at, default=float("inf"))
         return now
 
     def has_stopped(self, error: BaseException) -> bool:
-        """
-        :param error: that has ended a rollout or ``train()``
-        :return: whether that was the interrupt, and everything is saved; the training is over otherwise
-        """
+        """:return: whether an interrupt has ended a rollout or ``train()``, and everything is saved; an error otherwise"""
         try:
-            if self._is_interrupt(error) and self.root is not None:
+            if self.root is not None and self._is_interrupt(error):
                 self.look(self.root)
-                environments.abandon(self.model.env)  # type: ignore[arg-type]  # is there
+                environments.abandon(self.model.env)
                 return True
         except BaseException:
             self.end()
@@ -137,9 +136,9 @@ class Learning:
         return False
 
     def _begin(self, root: BaseCallback) -> None:
-        """:param root: of the callbacks of a new call of ``learn()``"""
+        """Begin a new call of ``learn()``."""
         called = [saver for saver in self.savers if saver in list(callbacks_of(root))]
-        self.end()  # one that has ended without a word
+        self.end()  # of one that SB3 has not reported to have ended
         if not called:
             return
         self.model.__class__ = self._subclass()
@@ -151,12 +150,10 @@ class Learning:
         except BaseException:
             self.end()
             raise
-        root.on_training_end = functools.partial(self._ended, root.on_training_end)  # type: ignore[method-assign]  # until then
+        root.on_training_end = functools.partial(self._ended, root.on_training_end)  # type: ignore[method-assign]  # until end()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                # One that is ignored stays so
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._handle(number, self._interrupt)
+                self._handle(number, self._interrupt)
 
     def _ended(self, on_training_end: Callable[[], None]) -> None:
         try:
@@ -175,16 +172,13 @@ class Learning:
             vars(self.root).pop("on_training_end", None)
             self.root = None
         self._restore_handlers()
-        if vars(self.model.replay_buffer).get("sample") is Learning._stop_sampling:
+        if vars(self.model.replay_buffer).get("sample") is _stop_sampling:
             del vars(self.model.replay_buffer)["sample"]
         self.model.__class__ = self._class
 
-    @staticmethod
-    def _stop_sampling(*args: Any, **kwargs: Any) -> Any:
-        raise Stop
-
     def _handle(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
-        if signal.getsignal(number) is not None:  # one that was set outside of Python could not be set again
+        """Handle a signal, unless it is ignored, or handled outside Python, which could not be restored."""
+        if signal.getsignal(number) not in (None, signal.SIG_IGN):
             self._handlers[number] = signal.signal(number, handler)
 
     def _restore_handlers(self) -> None:
@@ -193,21 +187,21 @@ class Learning:
             signal.signal(*self._handlers.popitem())
 
     def _alarm(self, seconds: float) -> None:
-        """Look after the training in so many seconds, 0 for never: an alarm interrupts waiting for an environment, too."""
-        if any(number not in (signal.SIGINT, signal.SIGTERM) for number in self._handlers):
+        """Call ``_stop`` in so many seconds, 0 for never: an alarm also interrupts waiting for an environment."""
+        if _ALARM in self._handlers:
             signal.setitimer(signal.ITIMER_REAL, seconds, RETRY)
 
     def _is_interrupt(self, error: BaseException) -> bool:
-        """:return: whether an exception is what a signal has made of the training, to its environments' processes perhaps"""
-        died = isinstance(error, (EOFError, ConnectionError)) and environments.is_lost(self.model.env)  # type: ignore[arg-type]
+        """:return: whether a signal has caused an exception, perhaps by ending the processes of the environments"""
+        died = isinstance(error, (EOFError, ConnectionError)) and environments.is_lost(self.model.env)
         if died and self._interrupted_at is None and self._handlers:
-            time.sleep(_SIGNAL_COMES)
+            time.sleep(_SIGNAL_ARRIVES)
         return self._interrupted_at is not None and (died or isinstance(error, Stop))
 
     def _tell(self) -> None:
         """
-        Say that it was interrupted. Not where the signal came: that may have been within another ``print()``, which would
-        raise. Nor may a terminal that is gone keep the checkpoint from being written.
+        Print that it was interrupted, once. Not where the signal came: a ``print()`` within another raises. Nor may a
+        closed terminal prevent the checkpoint.
         """
         if not self._told:
             self._told = True
@@ -218,11 +212,11 @@ class Learning:
                 )
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Called by the system: stop at the next consistent moment, and look after it when that takes too long."""
+        """Called on a signal: stop at the next consistent moment, and look after it when that takes too long."""
         if self._interrupted_at is None:
             self._interrupted_at, self.next_at = time.monotonic(), 0.0
-            if hasattr(signal, "SIGALRM"):  # elsewhere (Windows) the rollout ends by itself
-                self._handle(signal.SIGALRM, self._stop)
+            if _ALARM is not None:
+                self._handle(_ALARM, self._stop)
                 self._alarm(ROLLOUT_ENDS)
         else:
             self._restore_handlers()
@@ -230,10 +224,8 @@ class Learning:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """
-        End the rollout or ``train()``, but not within a write to the replay buffer or the disk or an optimizer's step.
-
-        :param number: of the alarm, which comes again until it is switched off
-        :param frame: where it came
+        Called on an alarm, which repeats until it is switched off: end the rollout or ``train()``, but not within a write to
+        the replay buffer or the disk or an optimizer's step.
         """
         buffer: Any = self.model.replay_buffer
         within, waited = "", time.monotonic() - (self._interrupted_at or 0.0)
@@ -249,4 +241,4 @@ class Learning:
             raise Stop
         if within == "train":
             # A gradient step begins with its batch: between two of them nothing is half done
-            buffer.sample = self._stop_sampling
+            buffer.sample = _stop_sampling

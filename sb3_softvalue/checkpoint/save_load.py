@@ -1,6 +1,5 @@
-"""A whole training into a folder, and back into a model that was constructed in the same way."""
+"""Save a whole training to a folder, and load it into a model that was constructed in the same way."""
 
-import copy
 import dataclasses
 import io
 import json
@@ -15,35 +14,23 @@ import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_softvalue.checkpoint import environments, replay, state, upgrade
-from sb3_softvalue.checkpoint.folder import (
-    FORMAT,
-    checkpoints,
-    claimed,
-    commit,
-    newest,
-    read_files,
-    read_manifest,
-    unfinished,
-    writing,
-)
+from sb3_softvalue.checkpoint import folder as folders
 from sb3_softvalue.checkpoint.schema import CheckpointError
 from sb3_softvalue.checks import check_whole_number
 from sb3_softvalue.finite import truncate_open_episodes
 
 KEEP = 2
-# How often a checkpoint is sought anew where another process has removed the one that was being read
-_ATTEMPTS = 5
 
 
 @dataclasses.dataclass
-class _Run:
-    """The training that a model belongs to, and what other callbacks have to continue with."""
+class Run:
+    """The training that a model belongs to, and the state of other callbacks, to be resumed."""
 
     name: str
     callbacks: list[dict[str, Any]]
 
 
-runs: "weakref.WeakKeyDictionary[OffPolicyAlgorithm, _Run]" = weakref.WeakKeyDictionary()
+runs: "weakref.WeakKeyDictionary[OffPolicyAlgorithm, Run]" = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +50,7 @@ class Resumed:
 
 
 def check_storable(model: OffPolicyAlgorithm) -> None:
-    """
-    :param model: an off-policy algorithm of SB3
-    :raises CheckpointError: if it has nothing to continue with, or what cannot be stored without pickle
-    """
+    """:raises CheckpointError: if a model is in no training, or has something that cannot be stored without pickle"""
     if not isinstance(model, OffPolicyAlgorithm):
         raise CheckpointError(f"Checkpoints are of SB3's off-policy algorithms, got {type(model).__name__}: use save().")
     if model.replay_buffer is None or model.env is None:
@@ -76,21 +60,13 @@ def check_storable(model: OffPolicyAlgorithm) -> None:
 
 
 def check_owner(model: OffPolicyAlgorithm, folder: pathlib.Path) -> None:
-    """
-    :param model: that is to write to the folder
-    :param folder: of the run
-    :raises CheckpointError: if another training has written there
-    """
-    for path in checkpoints(folder):
-        try:
-            name = read_manifest(path)["run"]
-        except (OSError, ValueError):
-            continue
-        if model not in runs or name != runs[model].name:
-            raise CheckpointError(
-                f"{folder} holds the checkpoints of another training: continue it with load_checkpoint or "
-                "ResumableCheckpoint(folder, resume=True), replace it with overwrite=True, or choose another folder."
-            )
+    """:raises CheckpointError: if another training has written to the folder of the run"""
+    own = runs[model].name if model in runs else None
+    if any(name != own for name in folders.runs(folder).values()):
+        raise CheckpointError(
+            f"{folder} holds the checkpoints of another training: continue it with load_checkpoint or "
+            "ResumableCheckpoint(folder, resume=True), replace it with overwrite=True, or choose another folder."
+        )
 
 
 def save_checkpoint(
@@ -103,8 +79,8 @@ def save_checkpoint(
 ) -> None:
     """
     Write all that the training needs to continue: networks, optimizers, temperature, replay buffer, statistics of
-    ``VecNormalize``, counters, and the states of environments and random generators. Between two calls of ``train()`` and
-    ``collect_rollouts()`` only, as when ``learn()`` has ended.
+    ``VecNormalize``, counters, and the states of environments and random generators. Only between two calls of ``train()`` and
+    ``collect_rollouts()``, for example when ``learn()`` has ended.
 
     :param model: SACV, or SAC, TD3, DDPG or TQC
     :param folder: of the run; the blocks of the replay buffer that are there already are not written again
@@ -117,9 +93,10 @@ def save_checkpoint(
     folder = pathlib.Path(folder)
     check_whole_number("keep", keep, minimum=1)
     check_storable(model)
-    assert model.replay_buffer is not None and model.env is not None
-    content = state.read(model) | {"environments": environments.read(model.env), "callbacks": callbacks or []}
-    content["boundary"] = replay.at_episode_boundary(model.replay_buffer)
+    assert model.replay_buffer is not None
+    content = {**state.read(model), "boundary": replay.at_episode_boundary(model.replay_buffer), "callbacks": callbacks or []}
+    tensors, file = state.tensors(model), io.BytesIO()
+    th.save(tensors, file)
     try:
         text = json.dumps(content)
     except TypeError as error:
@@ -127,91 +104,79 @@ def save_checkpoint(
             f"The training holds what cannot be stored without pickle ({error}): look at what the environment puts into the "
             "info of an episode (info_keywords of Monitor)."
         ) from error
-    tensors = state.tensors(model)
     try:  # what would not be loaded is not written, so that the one before stays
-        state.json_schema(model)("state", json.loads(text))
-        state.tensors_schema(model)("tensors", tensors)
+        state.check(model, json.loads(text), tensors)
+        with folders.claimed(folder):
+            if not overwrite:
+                check_owner(model, folder)
+            run = runs.setdefault(model, Run(uuid.uuid4().hex, []))
+            with folders.unfinished(folder):
+                blocks = replay.write_blocks(model, folder)
+                manifest = {"run": run.name, "blocks": blocks, "facts": state.facts(model)}
+                folders.commit(folder, {"state.json": text.encode(), "tensors.pt": file.getvalue()}, manifest, keep)
     except ValueError as error:
-        raise _no_continuing(error) from error
-    file = io.BytesIO()
-    th.save(tensors, file)
-    files = {"state.json": text.encode(), "tensors.pt": file.getvalue()}
-    with claimed(folder):
-        if not overwrite:
-            check_owner(model, folder)
-        run = runs.setdefault(model, _Run(uuid.uuid4().hex, []))
-        with writing(folder), unfinished(folder):
-            try:
-                blocks = replay.write_blocks(model.replay_buffer, folder, _is_finite(model))
-            except ValueError as error:
-                raise _no_continuing(error) from error
-            commit(folder, files, {"run": run.name, "blocks": blocks, "facts": state.facts(model)}, keep)
-
-
-def _is_finite(model: OffPolicyAlgorithm) -> bool:
-    """:return: whether it would stop at a number that is not finite; others learn from it, as from any buffer of SB3"""
-    return bool(getattr(model, "check_finite", False))
-
-
-def _no_continuing(error: Exception) -> CheckpointError:
-    """:return: one sentence"""
-    return CheckpointError(f"The training could not be continued from here ({error}): older checkpoints stay.")
+        raise CheckpointError(f"The training could not be continued from here ({error}): older checkpoints stay.") from error
 
 
 def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> Resumed:
     """
     Put the newest checkpoint of a folder into a model; ``learn(total - model.num_timesteps, reset_num_timesteps=False)``
-    continues from there. Everything is checked before the model is touched.
+    continues from there. Everything is checked before the model is changed.
 
     :param model: constructed as the one that was saved, with the same environment
     :param folder: of the run, or one of the checkpoints in it
-    :return: true if the training is the one that was never stopped, which needs a checkpoint that was written as its episodes
-        began and environments whose state is known; else it says why not
+    :return: true if the training continues exactly, which needs a checkpoint that was written as its episodes began and
+        environments whose state is known; else it says why not
     :raises CheckpointError: if there is none, it is damaged, or it is of another model; the model is as before
     """
-    folder = pathlib.Path(folder)
     if model.replay_buffer is None or model.env is None:
         raise CheckpointError("The model has no replay buffer or no environment: construct it with the env to continue with.")
-    for attempt in range(_ATTEMPTS):
-        path = newest(folder)
+    folder = pathlib.Path(folder)
+    while True:
+        found = folders.find(folder)
+        if not found:
+            raise CheckpointError(f"There is no checkpoint in {folder!s:.200}: save one with save_checkpoint.")
         try:
-            return _load(model, path)
+            return _load(model, found[-1])
         except CheckpointError:
             # Another process may have written the next one and removed this one
-            if attempt == _ATTEMPTS - 1 or newest(folder) == path:
+            if folders.find(folder)[-1:] == found[-1:]:
                 raise
-    raise AssertionError
 
 
 def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
-    """:return: see ``load_checkpoint``"""
-    buffer: Any = model.replay_buffer
     try:
-        manifest = read_manifest(path)
-        is_old = manifest["format"] != FORMAT
+        manifest = folders.read_manifest(path)
+        is_old = manifest["format"] != folders.FORMAT
         state.check_facts(manifest["facts"], upgrade.facts(model) if is_old else state.facts(model))
-        files = read_files(path, manifest)
+        files = folders.read_files(path, manifest)
         content = json.loads(files["state.json"])
         tensors = th.load(io.BytesIO(files["tensors.pt"]), map_location="cpu", weights_only=True)
         if is_old:
             content, tensors = upgrade.upgrade(content, tensors)
-        content, tensors = state.json_schema(model)("state", content), state.tensors_schema(model)("tensors", tensors)
-        rows = replay.n_rows(buffer, content["buffer"]["pos"], content["buffer"]["full"])
-        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, _is_finite(model), fill=False)
+        content, tensors = state.check(model, content, tensors)
+        blocks = path.parent, manifest["blocks"], content["buffer"]
+        replay.read_blocks(model, *blocks, fill=False)
     except CheckpointError:
         raise
-    except Exception as error:  # whatever a file can be made to say: none of it has reached the model
+    except Exception as error:  # whatever a file can cause: none of it has reached the model
         raise _damaged(path, error) from error
-    why = _begin_episodes(model, content)
+    model._last_obs = None  # of an episode that ends here
     try:
-        replay.read_blocks(buffer, path.parent, manifest["blocks"], rows, _is_finite(model), fill=True)
+        model._last_obs, why = environments.begin_episodes(model, content)
+    except Exception as error:
+        raise CheckpointError(f"The environments could not be reset ({error}): the model is as before.") from error
+    normalize = model.get_vec_normalize_env()
+    model._last_original_obs = None if normalize is None else normalize.get_original_obs()
+    model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
+    try:
+        replay.read_blocks(model, *blocks, fill=True)
     except (ValueError, OSError) as error:  # removed since it was checked: the next checkpoint is there
         raise _damaged(path, error) from error
     state.apply(model, content, tensors)
     if why and content["seeds"] is None:
-        truncate_open_episodes(buffer)
-    content["random"]()
-    runs[model] = _Run(manifest["run"], content["callbacks"])
+        truncate_open_episodes(model.replay_buffer)  # type: ignore[arg-type]  # checked by load_checkpoint
+    runs[model] = Run(manifest["run"], content["callbacks"])
     changed = _differences(content["options"], state.options(model))
     if changed:
         warnings.warn(f"The training continues with other options than before: {'; '.join(changed)}.", stacklevel=4)
@@ -219,9 +184,8 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> CheckpointError:
-    """:return: one sentence"""
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    before = [each for each in checkpoints(path.parent) if each != path]
+    before = [each for each in folders.checkpoints(path.parent) if each != path]
     other = f"; the one before it is {before[-1]}" if before else ""
     return CheckpointError(f"The checkpoint {path} is damaged ({reason:.200}){other}.")
 
@@ -229,42 +193,3 @@ def _damaged(path: pathlib.Path, error: Exception) -> CheckpointError:
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
     """:return: what is in both and differs"""
     return [f"{name} is {own[name]}, was {saved[name]}" for name in own if saved.get(name, own[name]) != own[name]]
-
-
-def _begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> list[str]:
-    """
-    Reset the environments, where possible to where they were. Beside the system nothing else can fail once a checkpoint has
-    been checked, and nothing of the model has been changed if this does.
-
-    :param model: whose statistics of observations are restored here
-    :param content: of state.json
-    :return: why the environments are not where they were
-    :raises CheckpointError: if an environment cannot be reset
-    """
-    env, normalize = model.env, model.get_vec_normalize_env()
-    assert env is not None
-    old = normalize and (copy.deepcopy((normalize.obs_rms, normalize.ret_rms)), normalize.training)
-    model._last_obs = None  # of an episode that ends here
-    try:
-        if normalize is not None:
-            # What is observed at the reset has been counted before
-            environments.set_moments(normalize, content["VecNormalize"])
-            normalize.training = False
-        if content["seeds"] is not None:  # nothing has begun yet
-            env.unwrapped._seeds = list(content["seeds"])
-            return environments.unknown(env, content["environments"])
-        observations, why = environments.begin_episodes(env, content["environments"], content["boundary"])
-    except Exception as error:
-        if normalize is not None:
-            normalize.obs_rms, normalize.ret_rms = old[0]  # type: ignore[index]  # was stored
-        raise CheckpointError(f"The environments could not be reset ({error}): the model is as before.") from error
-    finally:
-        if normalize is not None:
-            normalize.training = old[1]  # type: ignore[index]  # was stored
-    model._last_obs = observations
-    model._last_original_obs = None if normalize is None else normalize.get_original_obs()
-    model._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
-    why += environments.unknown(env, content["environments"])
-    if not why and content["observations"] != state.digest(observations):
-        why.append("reset() has given other observations")
-    return why
