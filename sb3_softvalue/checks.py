@@ -26,9 +26,10 @@ from sb3_softvalue.policies import COUNTERPARTS, CnnPolicy, MultiInputPolicy
 
 # Pixels that the three convolutions of SB3's NatureCNN need
 _SMALLEST_IMAGE = 36
-# Beyond these a hint is given. Actions: width of a bound in the environment's unit. Rewards: what Q has to reach, from
-# zero, in steps of the size of a learning rate. Temperature: growth from its initial value.
-_WIDEST_ACTION = 2_000.0
+# Beyond these a hint is given. Actions: width of the bounds in the environment's unit, of which Isaac Lab's default of ±100
+# already is too wide. Rewards: what Q has to reach, from zero, in steps of the size of a learning rate. Temperature: growth
+# from its initial value.
+_WIDE_ACTION = 200.0
 _LARGEST_VALUE = 20_000.0
 _LARGEST_GROWTH = 1_000.0
 
@@ -419,7 +420,7 @@ def hint_about_actions(space: spaces.Box) -> str | None:
     :return: a warning; None if there is nothing to say
     """
     widths = np.asarray(space.high, dtype=np.float64) - space.low
-    if widths.max() <= _WIDEST_ACTION:
+    if widths.max() < _WIDE_ACTION:
         return None
     dim = np.unravel_index(widths.argmax(), widths.shape)
     return (

@@ -105,13 +105,12 @@ class FiniteCheck:
             what = f"The reward of environment {index} is {value} at step {model.num_timesteps}"
             self._raise_for_step(model, "reward", f"{what}, as the environment gave it, in float32")
         self._check_observation(model, original, new_obs, "as the environment gave it, in float32")
-        for index, done in enumerate(dones):
-            if not done:
-                continue
-            last = infos[index].get("terminal_observation")
-            if last is not None:
-                rows = {key: [row] for key, row in last.items()} if isinstance(last, Mapping) else [last]
-                self._check_observation(model, rows, rows, "as the episode ended, in float32", index)
+        # In one piece: of a thousand environments all may end at the same step
+        ended = [index for index in np.flatnonzero(dones).tolist() if infos[index].get("terminal_observation") is not None]
+        if ended:
+            last = [infos[index]["terminal_observation"] for index in ended]
+            rows = {key: [one[key] for one in last] for key in last[0]} if isinstance(last[0], Mapping) else last
+            self._check_observation(model, rows, rows, "as the episode ended, in float32", ended)
 
     def check_update(self, model: Model, batch: Batch, metrics: th.Tensor, found_inf: th.Tensor | None) -> th.Tensor | None:
         """
@@ -174,13 +173,19 @@ class FiniteCheck:
             raise NonFiniteError("action", what, _training_state(model), "No action was taken.") from error
 
     def _check_observation(
-        self, model: Model, original: Any, seen: Any, when: str, env_index: int | None = None, aftermath: str | None = None
+        self,
+        model: Model,
+        original: Any,
+        seen: Any,
+        when: str,
+        env_indices: Sequence[int] | None = None,
+        aftermath: str | None = None,
     ) -> None:
         """
         :param original: one row for each environment, or a dict of such, as the environment gave it
         :param seen: the same as the networks see it
         :param when: it was seen
-        :param env_index: the only row is this environment's
+        :param env_indices: environment of each row, None for all of them in order
         :param aftermath: what was done about it
         :raises NonFiniteError: if it is not finite, and nor is what the networks make of it
         """
@@ -191,7 +196,7 @@ class FiniteCheck:
                 if not _is_averaged(model, key) and _is_handled(model, seen):
                     break
                 name = "observation" if key is None else f"observation {key!r}"
-                index = row if env_index is None else env_index
+                index = row if env_indices is None else env_indices[row]
                 what = f"The {name} of environment {index} is {value} at step {model.num_timesteps}, {when}"
                 self._raise_for_step(model, "observation", what, aftermath)
 
