@@ -159,7 +159,7 @@ MODULES = (
     *("learning.measured", "learning.figures", "learning.report", "learning.__main__"),
     *("speed.worker", "speed.contender", "speed.results"),
     *("speed.throughput", "speed.costs", "speed.many_seeds"),
-    *("studies.value_lag", "studies.from_sac", "studies.early_lag", "studies.privileged"),
+    *("studies.value_lag", "studies.from_sac", "studies.early_lag", "studies.privileged", "studies.many_envs"),
 )
 
 
