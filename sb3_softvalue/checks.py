@@ -26,9 +26,10 @@ from sb3_softvalue.policies import COUNTERPARTS, CnnPolicy, MultiInputPolicy
 
 # Pixels per side that the three convolutions of SB3's NatureCNN need
 _SMALLEST_IMAGE = 36
-# Above these, a hint is given. Actions: distance between the bounds in the environment's unit. Values: Q starts at zero and
-# grows with steps of about the learning rate. Temperature: growth over its initial value.
-_WIDEST_ACTION = 2_000.0
+# Above these, a hint is given. Actions: distance between the bounds in the environment's unit, which Isaac Lab's default of
+# ±100 reaches. Values: Q starts at zero and grows with steps of about the learning rate. Temperature: growth over its initial
+# value.
+_WIDE_ACTION = 200.0
 _LARGEST_VALUE = 20_000.0
 _LARGEST_GROWTH = 1_000.0
 
@@ -422,7 +423,7 @@ def hint_about_actions(space: spaces.Box) -> str | None:
     :return: a warning, or None
     """
     widths = np.asarray(space.high, dtype=np.float64) - space.low
-    if widths.max() <= _WIDEST_ACTION:
+    if widths.max() < _WIDE_ACTION:
         return None
     dim = np.unravel_index(widths.argmax(), widths.shape)
     return (

@@ -111,13 +111,12 @@ class FiniteCheck:
             what = f"The reward of environment {index} is {value} at step {model.num_timesteps}"
             self._raise_for_step(model, "reward", f"{what}, as returned by the environment, in float32")
         self._check_observation(model, original, new_obs, "as returned by the environment, in float32")
-        for index, done in enumerate(dones):
-            if not done:
-                continue
-            last = infos[index].get("terminal_observation")
-            if last is not None:
-                rows = {key: [row] for key, row in last.items()} if isinstance(last, Mapping) else [last]
-                self._check_observation(model, rows, rows, "at the end of the episode, in float32", index)
+        # In one piece: of a thousand environments, all may end at the same step
+        ended = [index for index in np.flatnonzero(dones).tolist() if infos[index].get("terminal_observation") is not None]
+        if ended:
+            last = [infos[index]["terminal_observation"] for index in ended]
+            rows = {key: [one[key] for one in last] for key in last[0]} if isinstance(last[0], Mapping) else last
+            self._check_observation(model, rows, rows, "at the end of the episode, in float32", ended)
 
     def check_update(self, model: Model, batch: Batch, metrics: th.Tensor, found_inf: th.Tensor | None) -> th.Tensor | None:
         """
@@ -186,13 +185,19 @@ class FiniteCheck:
             raise NonFiniteError("action", what, _training_state(model), "No action was taken.") from error
 
     def _check_observation(
-        self, model: Model, original: Any, seen: Any, when: str, env_index: int | None = None, aftermath: str | None = None
+        self,
+        model: Model,
+        original: Any,
+        seen: Any,
+        when: str,
+        env_indices: Sequence[int] | None = None,
+        aftermath: str | None = None,
     ) -> None:
         """
         :param original: observations as returned by the environment, one row per environment, or a dict of such
         :param seen: the same observations as the networks see them
         :param when: when the observation was returned, for the message
-        :param env_index: environment of the only row; None if there is one row per environment
+        :param env_indices: environment of each row; None if there is one row per environment
         :param aftermath: what was done about it
         :raises NonFiniteError: if an observation is not finite and the networks do not handle that
         """
@@ -203,7 +208,7 @@ class FiniteCheck:
                 if not _is_averaged(model, key) and _is_handled(model, seen):
                     break
                 name = "observation" if key is None else f"observation {key!r}"
-                index = row if env_index is None else env_index
+                index = row if env_indices is None else env_indices[row]
                 what = f"The {name} of environment {index} is {value} at step {model.num_timesteps}, {when}"
                 self._raise_for_step(model, "observation", what, aftermath)
 

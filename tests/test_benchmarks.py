@@ -8,6 +8,7 @@ from argparse import Namespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -20,7 +21,7 @@ from tests.learning_helpers import ROOT
 pytest.importorskip("tqdm", reason="the benchmark's progress bar is not installed")
 pytest.importorskip("rliable", reason="the benchmark's statistics are not installed")
 from benchmarks.speed import results, throughput
-from benchmarks.studies import value_lag
+from benchmarks.studies import many_envs, value_lag
 
 
 def arguments(gradient_steps: int, env: str = "Pendulum-v1") -> Namespace:
@@ -152,6 +153,38 @@ def test_value_lag(tmp_path: pathlib.Path):
     assert rows[rows["algorithm"] == "sac"]["V"].isna().all() and (tmp_path / "lag.png").is_file()
 
 
+def test_time_of_parts_without_the_parts_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SACV("MlpPolicy", "Pendulum-v1", device="cpu", policy_kwargs={"net_arch": [8]})
+    clock = many_envs.Clock(model)
+    outer = Namespace(step=lambda: model.replay_buffer.size(), twice=lambda: (outer.step(), outer.step()))
+    clock.watch(outer, "step", "inside")
+    clock.watch(outer, "twice", "around")
+    ticks = iter(range(100))
+    monkeypatch.setattr(many_envs.time, "process_time", lambda: next(ticks))
+    outer.twice()
+    # The clock is read at 0, 1, 2, 3, 4 and 5
+    assert clock.seconds == {"inside": 2, "around": 3}
+
+
+def test_many_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    changes = {"learning_starts": 160, "gradient_steps": 2, "batch_size": 16}
+    monkeypatch.setattr(many_envs, "VARIATIONS", ((16, "eager", changes),))
+    row = many_envs.run(many_envs.Case(16, "eager", changes, seed=0), largest=2)
+    assert (row["transitions"], row["updates"]) == (320, 20) and -2000.0 < row["return"] < many_envs.SOLVED
+    # From the fourth step with updates on: from 224 transitions and 6 updates to the end
+    assert row["transitions/s"] / row["updates/s"] == pytest.approx(96 / 14)
+    shares = {key: value for key, value in row.items() if key.startswith("share, ")}
+    assert sum(shares.values()) == pytest.approx(1.0) and min(shares.values()) > 0.0
+    case = many_envs.Case(16, "sac", {}, seed=0)
+    rows = [
+        row | many_envs.Case(16, "eager", changes, seed=0).key(),
+        *({**row, **case.key(), "return": -150.0, "seconds": s} for s in (90.0, 120.0)),
+    ]
+    text = many_envs.markdown(pd.DataFrame(rows).assign(processor="P"))
+    assert "| **1.75** | 1.50 to 2.00 |" in text and "1 of 1 not solved" in text and "not run" in text
+
+
 # From the ground up: each knows only what stands before it
 MODULES = (
     *("common.command_line", "common.machine", "common.statistics"),
@@ -160,6 +193,7 @@ MODULES = (
     *("speed.worker", "speed.contender", "speed.results"),
     *("speed.throughput", "speed.costs", "speed.many_seeds"),
     *("studies.value_lag", "studies.from_sac", "studies.early_lag", "studies.tuned", "studies.privileged"),
+    "studies.many_envs",
 )
 
 

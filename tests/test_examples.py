@@ -9,8 +9,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium.spaces import Box
 from gymnasium.utils.env_checker import check_env
+from stable_baselines3 import SAC
 
 from sb3_softvalue import SACV
 
@@ -180,6 +182,69 @@ def test_privileged_camera(example: ModuleType, monkeypatch: pytest.MonkeyPatch)
         before, (observation, *_) = observation, env.step(np.ones(1))
         np.testing.assert_array_equal(observation["camera"][-2:], observation["state"][:2])
         np.testing.assert_array_equal(observation["camera"][:-2], before["camera"][2:])
+
+
+@uses("many_environments")
+def test_many_environments(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    # Twenty steps of random actions, then twenty with updates
+    assert example.main(["--envs", "8", "--timesteps", "320", "--batch-size", "32", "--gradient-steps", "2"]) < 0.0
+    printed = capsys.readouterr().out
+    assert "after 320 transitions and 38 updates" in printed and "Mean return of 100 other episodes" in printed
+
+
+@uses("many_environments")
+def test_many_environments_are_pendulums(example: ModuleType) -> None:
+    """Step by step as Gymnasium's, from the same states; each begins anew after 200 steps."""
+    singles, env = [gym.make("Pendulum-v1") for _ in range(3)], example.Pendulums(3)
+    assert (env.observation_space, env.action_space) == (singles[0].observation_space, singles[0].action_space)
+    env.seed(0)
+    observations = env.reset()
+    assert observations.dtype == np.float32 and len(np.unique(observations, axis=0)) == 3
+    for single, angle, speed in zip(singles, env.angle, env.speed, strict=True):
+        single.reset()
+        single.unwrapped.state = np.array([angle, speed])
+    rng = np.random.default_rng(0)
+    for step in range(1, 201):
+        # Some of them beyond the bounds, which both clip
+        actions = rng.uniform(-2.5, 2.5, (3, 1)).astype(np.float32)
+        expected = [single.step(action) for single, action in zip(singles, actions, strict=True)]
+        observations, rewards, dones, infos = env.step(actions)
+        seen = np.stack([info["terminal_observation"] for info in infos]) if step == 200 else observations
+        np.testing.assert_allclose(seen, [one[0] for one in expected], rtol=1e-6, atol=1e-6, err_msg=f"step {step}")
+        np.testing.assert_allclose(rewards, [one[1] for one in expected], rtol=1e-6, err_msg=f"step {step}")
+        truncated = [one[3] for one in expected]
+        assert dones.tolist() == truncated == [step == 200] * 3
+        assert [info.get("TimeLimit.truncated", False) for info in infos] == truncated
+    # The first observation of the next episode, and the same of the same seed
+    np.testing.assert_allclose(observations[:, 2], env.speed, rtol=1e-6)
+    assert (np.abs(env.speed) <= 1.0).all() and not env.steps.any()
+    env.seed(0)
+    first = env.reset()
+    env.seed(0)
+    np.testing.assert_array_equal(env.reset(), first)
+    assert not np.array_equal(env.reset(), first)
+
+
+@uses("many_environments")
+@pytest.mark.parametrize("algorithm", [SAC, SACV])
+def test_many_environments_are_learned_from(example: ModuleType, algorithm: type[SAC]) -> None:
+    """An episode's end reaches the replay buffer as a time limit, with the last observation and not the next first one."""
+    kwargs: dict[str, Any] = dict(learning_starts=1600, gradient_steps=2, batch_size=32, policy_kwargs={"net_arch": [8]})
+    env = example.Pendulums(8)
+    model = algorithm("MlpPolicy", env, seed=0, device="cpu", **kwargs)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    model.learn(8 * 205)
+    assert model._n_updates == 2 * 5
+    assert not all(map(th.equal, before, model.policy.parameters()))
+    buffer = model.replay_buffer
+    assert buffer.timeouts[:205].sum() == buffer.timeouts[199].sum() == 8
+    is_followed = (buffer.next_observations[:204] == buffer.observations[1:205]).all(axis=(1, 2))
+    assert np.flatnonzero(~is_followed).tolist() == [199]
+    # In one step the angle turns by its new speed
+    angles = np.arctan2(buffer.observations[199, :, 1], buffer.observations[199, :, 0])
+    after = np.arctan2(buffer.next_observations[199, :, 1], buffer.next_observations[199, :, 0])
+    turned = buffer.next_observations[199, :, 2] * example.DT
+    np.testing.assert_allclose(np.exp(1j * (angles + turned)), np.exp(1j * after), atol=1e-4)
 
 
 class Line:

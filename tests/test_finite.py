@@ -16,6 +16,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_softvalue import SACV
+from sb3_softvalue.checks import hint_about_actions
 from sb3_softvalue.execution import OptimizerStep, learned_params
 from sb3_softvalue.finite import NonFiniteError
 from tests.helpers import MODEL_LIST, PointGoalEnv, assert_same, box_env, filled, parameters_of, small, train
@@ -221,14 +222,15 @@ def test_skipped_step_changes_nothing():
 
 
 class Given(gym.Env):
-    """Gives what it is told to as observation and reward, in episodes of five steps."""
+    """Gives what it is told to as observation and reward."""
 
     action_space = gym.spaces.Box(-1, 1, (1,))
 
-    def __init__(self, observation: Any, space: gym.Space, reward: Any = 1.0, last: Any = None):
+    def __init__(self, observation: Any, space: gym.Space, reward: Any = 1.0, last: Any = None, steps: int = 5):
         self.observation_space = space
         self.observation, self.reward = observation, reward
         self.last = observation if last is None else last
+        self.steps = steps
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -237,7 +239,7 @@ class Given(gym.Env):
 
     def step(self, action: Any) -> Any:
         self.count += 1
-        done = self.count >= 5
+        done = self.count >= self.steps
         return (self.last if done else self.observation), self.reward, done, False, {}
 
 
@@ -286,6 +288,23 @@ def test_what_overflows_in_float32(fault, what, vectorized):
     with pytest.raises(NonFiniteError, match=what), np.errstate(over="ignore"):
         model.learn(20)
     env.close()
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_fault_among_the_environments_that_ended(keyed):
+    """The first environment is in its episode and the second ended well: the third is named."""
+
+    def given(steps: int, last: float) -> Given:
+        observation, last_observation = np.zeros(2), np.array([0.5, last])
+        if not keyed:
+            return Given(observation, PAIR, last=last_observation, steps=steps)
+        return Given({"a": observation}, gym.spaces.Dict(a=PAIR), last={"a": last_observation}, steps=steps)
+
+    env = DummyVecEnv([lambda: given(50, 0.5), lambda: given(5, 0.5), lambda: given(5, np.nan)])
+    model = small(SACV, env, "MultiInputPolicy" if keyed else "MlpPolicy")
+    name = "observation 'a'" if keyed else "observation"
+    with pytest.raises(NonFiniteError, match=f"The {name} of environment 2 is nan at step 15, as the episode ended"):
+        model.learn(30)
 
 
 class NanToNum(FlattenExtractor):
@@ -415,6 +434,11 @@ class TestHints:
         env = gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), np.float32(-5000.0), np.float32(5000.0))
         with pytest.warns(UserWarning, match="An action ranges from -5000 to 5000.*RescaleAction"):
             pendulum(env)
+
+    @pytest.mark.parametrize("bound, is_wide", [(99.0, False), (100.0, True)])
+    def test_isaac_labs_default_bounds_are_wide(self, bound, is_wide):
+        hint = hint_about_actions(gym.spaces.Box(-bound, bound, (7,)))
+        assert (hint or "").startswith("An action reaches from -100 to 100") == is_wide
 
     def test_large_rewards(self):
         env = gym.wrappers.TransformReward(gym.make("Pendulum-v1"), lambda reward: 1000.0 * reward)

@@ -79,16 +79,11 @@ class Learning:
         class Learner(base):  # type: ignore[valid-type, misc]  # a variable, since the model may be of any class
             _learning_of_checkpoints = learning
 
-            # SB3's parameters by name: to pass **kwargs takes most of the time of this call
-            def collect_rollouts(  # type: ignore[no-untyped-def]  # the types are SB3's
-                self, env, callback, train_freq, replay_buffer, action_noise=None, learning_starts=0, log_interval=None
-            ):
+            def collect_rollouts(self, env: Any, callback: Any, *args: Any, **kwargs: Any) -> RolloutReturn:
                 try:
                     # Between two checkpoints this comparison is all that a rollout costs
                     if (self.num_timesteps < learning.next_at and callback is learning.root) or not learning.look(callback):
-                        return base.collect_rollouts(
-                            self, env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
-                        )
+                        return base.collect_rollouts(self, env, callback, *args, **kwargs)
                 except BaseException as error:
                     if not learning.has_stopped(error):
                         raise
