@@ -437,7 +437,7 @@ class TestOneLayerForAll:
 
     def test_learned_by_several(self):
         """Refused, when the model is made and when it is learned by several later on."""
-        message = "The actor and the critic hold one parameter.*freeze it.*or use .*share_features_extractor=True"
+        message = "The actor and the critic share a parameter.*freeze it.*or use .*share_features_extractor=True"
         OneLayer.layer = th.nn.Linear(3, 3)
         with pytest.raises(ValueError, match=message):
             small(SACV, box_env(), policy_kwargs=self.policy_kwargs)

@@ -303,7 +303,7 @@ def test_fault_among_the_environments_that_ended(keyed):
     env = DummyVecEnv([lambda: given(50, 0.5), lambda: given(5, 0.5), lambda: given(5, np.nan)])
     model = small(SACV, env, "MultiInputPolicy" if keyed else "MlpPolicy")
     name = "observation 'a'" if keyed else "observation"
-    with pytest.raises(NonFiniteError, match=f"The {name} of environment 2 is nan at step 15, as the episode ended"):
+    with pytest.raises(NonFiniteError, match=f"The {name} of environment 2 is nan at step 15, at the end of the episode"):
         model.learn(30)
 
 
@@ -438,7 +438,7 @@ class TestHints:
     @pytest.mark.parametrize("bound, is_wide", [(99.0, False), (100.0, True)])
     def test_isaac_labs_default_bounds_are_wide(self, bound, is_wide):
         hint = hint_about_actions(gym.spaces.Box(-bound, bound, (7,)))
-        assert (hint or "").startswith("An action reaches from -100 to 100") == is_wide
+        assert (hint or "").startswith("An action ranges from -100 to 100") == is_wide
 
     def test_large_rewards(self):
         env = gym.wrappers.TransformReward(gym.make("Pendulum-v1"), lambda reward: 1000.0 * reward)
