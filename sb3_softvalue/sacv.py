@@ -515,6 +515,10 @@ class SACV(SAC):
 
         :return: new model instance with loaded parameters
         """
+        if isinstance(path, str | pathlib.Path) and pathlib.Path(path).is_dir():
+            raise IsADirectoryError(
+                f"{path} is a folder: to continue from checkpoints, construct the model and load_checkpoint."
+            )
         custom_objects = dict(custom_objects or {})
         # Changed after loading: SB3 cannot load a learned temperature into a model with a fixed one, or vice versa
         ent_coef = kwargs.pop("ent_coef", custom_objects.pop("ent_coef", None))

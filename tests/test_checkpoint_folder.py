@@ -71,7 +71,7 @@ class TestForeignFiles:
             lambda: make().learn(60, callback=ResumableCheckpoint(tmp_path, 30)),
             lambda: save_checkpoint(make(), tmp_path),
         ):
-            with pytest.raises(CheckpointError, match=r"holds the checkpoints of another training: continue it .*resume=True"):
+            with pytest.raises(CheckpointError, match=r"holds the checkpoints of another run: continue it .*resume=True"):
                 learn()
             assert tree(tmp_path) == before
         # The training itself may continue, and one that was loaded

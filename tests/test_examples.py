@@ -114,7 +114,7 @@ def test_resume(example: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixtur
     folder = ["--folder", str(tmp_path)]
     assert example.main([*folder, "--timesteps", "210"]) == 210
     assert example.main([*folder, "--timesteps", "230"]) == 230
-    assert "Continuing from step 210" in capsys.readouterr().out
+    assert "from step 210" in capsys.readouterr().out
 
 
 @uses("plan_with_value")

@@ -234,6 +234,11 @@ def test_set_parameters_needs_the_value_optimizer():
         model.set_parameters(parameters, exact_match=True)
 
 
+def test_load_of_a_folder(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder.*load_checkpoint"):
+        SACV.load(tmp_path)
+
+
 @pytest.mark.parametrize("model_class", MODEL_LIST)
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "MultiInputPolicy"])
 def test_policy_save_load(model_class, policy, tmp_path):

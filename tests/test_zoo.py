@@ -286,7 +286,7 @@ def test_resume(launch: Callable[..., None], capsys: pytest.CaptureFixture[str],
     learn = ExperimentManager.learn
     for n_timesteps, said in (
         (150, "Checkpoint at step 150"),
-        (220, "Continuing from step 150"),
+        (220, "from step 150"),
         (220, "All 220 steps are done"),
     ):
         # Each launch is a process of its own
@@ -313,7 +313,7 @@ def test_resume_is_for_off_policy_algorithms(
         launch(
             "train", "--algo", algorithm, *PENDULUM[2:], "-f", "logs", "--eval-freq", -1, "-n", n_timesteps, "--resume=kept"
         )
-    assert "Continuing from step 50" in capsys.readouterr().out
+    assert "from step 50" in capsys.readouterr().out
     monkeypatch.setattr(ExperimentManager, "learn", learn)
     with pytest.raises(SystemExit, match="--resume works with off-policy algorithms only, not with ppo"):
         launch("train", "--algo", "ppo", *PENDULUM[2:], "-f", "logs", "-n", 5, "--resume=kept")

@@ -73,7 +73,7 @@ class ResumableCheckpoint(BaseCallback):
         if self.resume and has_checkpoint(self.folder):
             resumed = load_checkpoint(self.model, self.folder)
             if self.verbose >= 1:
-                print(f"Continuing from {resumed} in {self.folder}")
+                print(f"Resuming {self.folder} from {resumed}")
         elif not self.overwrite:
             check_owner(self.model, self.folder)
         Learning.of(self.model).savers.append(self)

@@ -202,9 +202,7 @@ class Learning:
             self._told = True
             folders = " and ".join(str(saver.folder) for saver in self.savers)
             with contextlib.suppress(OSError, ValueError):
-                print(
-                    f"Interrupted: a checkpoint is written to {folders} and the training stops. Once more interrupts at once."
-                )
+                print(f"Interrupted: writes a checkpoint to {folders}, then stops. Interrupt again to stop immediately.")
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Called on a signal: stop at the next consistent moment, and look after it when that takes too long."""

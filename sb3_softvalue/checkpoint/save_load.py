@@ -46,7 +46,7 @@ class Resumed:
         return not self.why
 
     def __str__(self) -> str:
-        return f"step {self.num_timesteps}, " + (f"not exactly: {'; '.join(self.why)}" if self.why else "exactly")
+        return f"step {self.num_timesteps}, " + (f"but not exactly: {'; '.join(self.why)}" if self.why else "exactly")
 
 
 def check_storable(model: OffPolicyAlgorithm) -> None:
@@ -64,7 +64,7 @@ def check_owner(model: OffPolicyAlgorithm, folder: pathlib.Path) -> None:
     own = runs[model].name if model in runs else None
     if any(name != own for name in folders.runs(folder).values()):
         raise CheckpointError(
-            f"{folder} holds the checkpoints of another training: continue it with load_checkpoint or "
+            f"{folder} holds the checkpoints of another run: continue it with load_checkpoint or "
             "ResumableCheckpoint(folder, resume=True), replace it with overwrite=True, or choose another folder."
         )
 

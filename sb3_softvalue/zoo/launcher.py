@@ -36,7 +36,7 @@ FRONT_ENDS = {
     "plot_train": FrontEnd(f"{_PLOTS}:plot_train", "episode returns while training", "-a sacv -e Pendulum-v1 -f logs -w 10"),
     "all_plots": FrontEnd(f"{_PLOTS}:all_plots", "evaluations of all runs", "-a sacv sac -e Pendulum-v1 -f logs -o results"),
     "plot_from_file": FrontEnd(f"{_PLOTS}:plot_from_file", "figures with intervals", "-i results.pkl --rliable -o scores.svg"),
-    "report": FrontEnd("sb3_softvalue.figures:main", "all figures of a recorded run", "logs/sacv/Pendulum-v1_1"),
+    "report": FrontEnd("sb3_softvalue.figures:main", "all figures of a run recorded by SoftValueDiagnostics", "runs/pendulum"),
     "push_to_hub": FrontEnd("rl_zoo3.push_to_hub", "upload to the Hugging Face hub", f"{_PENDULUM} -orga YOUR_NAME"),
     "load_from_hub": FrontEnd("rl_zoo3.load_from_hub", "download from the hub", f"{_PENDULUM} -orga NAME"),
 }
