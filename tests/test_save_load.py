@@ -235,7 +235,7 @@ def test_set_parameters_needs_the_value_optimizer():
 
 
 def test_load_of_a_folder(tmp_path):
-    with pytest.raises(IsADirectoryError, match="is a folder.*load_checkpoint"):
+    with pytest.raises(IsADirectoryError, match=r"is a folder.*load_checkpoint"):
         SACV.load(tmp_path)
 
 
