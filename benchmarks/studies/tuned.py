@@ -1,11 +1,10 @@
 """
-SACV with RL Zoo's settings against SB3's SAC on HalfCheetah-v5, at equal steps and at equal CPU time.
+SACV with RL Zoo's settings against SB3's SAC on HalfCheetah-v5, at equal steps.
 
     python -m benchmarks.studies.tuned
 
-Reads the finished runs of benchmarks/results: learning and mixed (SAC and SACV with SB3's defaults, two processors) and tuned
-(RL Zoo's settings, and SAC on the same processor). All runs count over steps; CPU time is compared within tuned alone. Writes
-table.md and curves.png to benchmarks/results/tuned.
+Reads the finished runs of benchmarks/results: learning and mixed (SAC and SACV with SB3's defaults, the same seeds on two
+processors, whose rounding differs) and tuned. Writes table.md and curves.png to benchmarks/results/tuned.
 """
 
 import numpy as np
@@ -33,13 +32,6 @@ def returns(folders: dict[str, FinishedRuns], algorithm: str) -> pd.DataFrame:
 def first_at(table: np.ndarray, x: np.ndarray) -> np.ndarray:
     """:return: ``x`` at each run's first evaluation that reaches the return, infinite if there is none"""
     return np.where(table >= RETURN, x, np.inf).min(axis=1)
-
-
-def score_by(runs: FinishedRuns, algorithm: str, minutes: float) -> np.ndarray:
-    """:return: the mean of each run's last three evaluations within so many minutes of CPU time"""
-    table, used = runs.table(TASK, algorithm).to_numpy(), runs.minutes(TASK, algorithm).to_numpy()
-    last = [row[spent <= minutes][-3:] for row, spent in zip(table, used, strict=True)]
-    return score(np.stack(last))
 
 
 def compare(ours: np.ndarray, sac: np.ndarray) -> list[str]:
@@ -70,51 +62,23 @@ def by_steps(folders: dict[str, FinishedRuns]) -> str:
     )
 
 
-def by_minutes(runs: FinishedRuns) -> str:
-    """:return: the table over CPU time, of runs on one processor"""
-    budget = float(runs.minutes(TASK, TUNED).iloc[:, -1].median())
-    sac = score_by(runs, "sac", budget)
-    lines = []
-    for name in ("sac", TUNED):
-        table, minutes = runs.table(TASK, name), runs.minutes(TASK, name)
-        reached = first_at(table.to_numpy(), minutes.to_numpy())
-        against = compare(score_by(runs, name, budget), sac)
-        lines.append(
-            [
-                TITLES[name],
-                str(len(table)),
-                against[0],
-                *(against[1:] if name != "sac" else ["1", "–"]),
-                number(float(np.median(reached)), 1),
-                number(float(minutes.iloc[:, -1].median()), 1),
-            ]
-        )
-    header = [f"after {budget:.1f} minutes of CPU time", "runs", "score, IQM", "ratio to SAC", "P(higher than SAC)"]
-    return markdown([*header, "minutes to 4000", "minutes for 100,000 steps"], lines)
-
-
 def draw(folders: dict[str, FinishedRuns]) -> None:
-    """Curves over steps, all runs, and over minutes, one processor."""
-    figure, (axes, *_) = new_figure("HalfCheetah-v5: IQM over runs, band: 95 % interval", n_columns=2, height=4.0)
+    """Curves over steps."""
+    figure, grid = new_figure("HalfCheetah-v5: IQM over runs, band: 95 % interval", height=4.0)
+    axes = grid[0, 0]
     for name, title in TITLES.items():
         table, colour = returns(folders, name), ALGORITHMS[name].colour
         middle, band = curve_interval(table.to_numpy())
-        axes[0].plot(table.columns / 1000, middle, color=colour, label=f"{title}, {len(table)} runs")
-        axes[0].fill_between(table.columns / 1000, *band, color=colour, alpha=0.2, linewidth=0)
-        mine = folders["tuned"].table(TASK, name)
-        if len(mine):
-            minutes = folders["tuned"].minutes(TASK, name).to_numpy()
-            axes[1].plot(minutes.T, mine.to_numpy().T, color=colour, linewidth=0.6, alpha=0.4)
-            axes[1].plot(np.median(minutes, axis=0), curve_interval(mine.to_numpy())[0], color=colour)
-    axes[0].set(xlabel="thousand time steps", ylabel="return, mean of 10 episodes")
-    axes[1].set(xlabel="minutes of CPU time, without evaluations, one processor")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        axes.plot(table.columns / 1000, middle, color=colour, label=f"{title}, {len(table)} runs")
+        axes.fill_between(table.columns / 1000, *band, color=colour, alpha=0.2, linewidth=0)
+    axes.set(xlabel="thousand time steps", ylabel="return, mean of 10 episodes")
+    axes.legend(frameon=False)
     figure.savefig(RESULTS / "tuned" / "curves.png")
 
 
 def main() -> None:
     folders = {name: FinishedRuns(RESULTS / name) for name in ("learning", "mixed", "tuned")}
-    text = by_steps(folders) + "\n" + by_minutes(folders["tuned"])
+    text = by_steps(folders)
     (RESULTS / "tuned" / "table.md").write_text(text)
     print(text)
     draw(folders)
