@@ -84,8 +84,18 @@ def how_it_works() -> None:
         "value": (6.2, 2.8, "value  $V(s)$", figures.BLUE),
         "target": (6.2, 0.6, "target value  $\\bar{V}(s')$", figures.GREEN),
         "actor loss": (13.0, 8.0, "$J_\\pi = \\alpha \\log \\pi(a_\\pi|s) - \\min_i Q_i(s, a_\\pi)$", figures.ORANGE),
-        "critic loss": (13.0, 5.4, "$J_Q = \\frac{1}{2}(Q_i(s, a) - [\\,r + (1 - d)\\,\\gamma \\bar{V}(s')\\,])^2$", figures.ORANGE),
-        "value loss": (13.0, 2.8, "$J_V = \\frac{1}{2}(V(s) - [\\min_i Q_i(s, a_\\pi) - \\alpha \\log \\pi\\,])^2$", figures.ORANGE),
+        "critic loss": (
+            13.0,
+            5.4,
+            "$J_Q = \\frac{1}{2}(Q_i(s, a) - [\\,r + (1 - d)\\,\\gamma \\bar{V}(s')\\,])^2$",
+            figures.ORANGE,
+        ),
+        "value loss": (
+            13.0,
+            2.8,
+            "$J_V = \\frac{1}{2}(V(s) - [\\min_i Q_i(s, a_\\pi) - \\alpha \\log \\pi\\,])^2$",
+            figures.ORANGE,
+        ),
     }
     half = {name: 2.85 if "loss" in name else 1.9 if name != "buffer" else 1.5 for name in boxes}
     for name, (x, y, text, colour) in boxes.items():
