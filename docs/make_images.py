@@ -78,14 +78,24 @@ def how_it_works() -> None:
     axes.set(xlim=(0, 16), ylim=(-0.3, 9.2))
     axes.set_axis_off()
     boxes = {
-        "buffer": (1.7, 4.6, "replay buffer\n$s, a, r, s'$", figures.GREY),
+        "buffer": (1.7, 4.6, "replay buffer\n$s, a, r, s', d$", figures.GREY),
         "actor": (6.2, 8.0, "actor  $\\pi(a\\,|\\,s)$", figures.BLUE),
-        "critics": (6.2, 2.8, "critics  $Q_1, Q_2$", figures.BLUE),
-        "value": (6.2, 5.4, "value  $V(s)$", figures.BLUE),
+        "critics": (6.2, 5.4, "critics  $Q_1, Q_2$", figures.BLUE),
+        "value": (6.2, 2.8, "value  $V(s)$", figures.BLUE),
         "target": (6.2, 0.6, "target value  $\\bar{V}(s')$", figures.GREEN),
         "actor loss": (13.0, 8.0, "$J_\\pi = \\alpha \\log \\pi(a_\\pi|s) - \\min_i Q_i(s, a_\\pi)$", figures.ORANGE),
-        "critic loss": (13.0, 2.8, "$J_Q = (Q_i(s, a) - [\\,r + \\gamma \\bar{V}(s')\\,])^2$", figures.ORANGE),
-        "value loss": (13.0, 5.4, "$J_V = (V(s) - [\\min_i Q_i(s, a_\\pi) - \\alpha \\log \\pi\\,])^2$", figures.ORANGE),
+        "critic loss": (
+            13.0,
+            5.4,
+            "$J_Q = \\frac{1}{2}(Q_i(s, a) - [\\,r + (1 - d)\\,\\gamma \\bar{V}(s')\\,])^2$",
+            figures.ORANGE,
+        ),
+        "value loss": (
+            13.0,
+            2.8,
+            "$J_V = \\frac{1}{2}(V(s) - [\\min_i Q_i(s, a_\\pi) - \\alpha \\log \\pi\\,])^2$",
+            figures.ORANGE,
+        ),
     }
     half = {name: 2.85 if "loss" in name else 1.9 if name != "buffer" else 1.5 for name in boxes}
     for name, (x, y, text, colour) in boxes.items():
@@ -114,29 +124,18 @@ def how_it_works() -> None:
 
     for name, label, at in (
         ("actor", "$s$", (3.5, 6.7)),
-        ("value", "$s$", (4.1, 4.95)),
-        ("critics", "$s, a$", (4.2, 4.0)),
+        ("critics", "$s, a$", (3.98, 5.65)),
+        ("value", "$s$", (4.0, 3.85)),
         ("target", "$s'$", (3.5, 2.2)),
     ):
         arrow(side("buffer", 1), side(name, -1), figures.GREY, label, at=at)
     for name, loss in (("actor", "actor loss"), ("critics", "critic loss"), ("value", "value loss")):
         arrow(side(name, 1), side(loss, -1), figures.BLUE)
-    arrow(side("critics", 1, 0.5), side("actor loss", -1, -0.5), figures.GREY, style="--")
-    arrow(side("critics", 1, 0.3), side("value loss", -1, -0.4), figures.GREY, style="--")
-    arrow(side("actor", 1, -0.4), side("value loss", -1, 0.4), figures.GREY, style="--")
-    arrow(side("target", 1), (11.2, 2.1), figures.GREY, style="--", curve=0.2)
-    # Behind the critics
-    axes.plot([7.2, 7.2], [1.9, 4.72], color=figures.GREEN, linewidth=1.6, zorder=0)
-    arrow((7.2, 2.0), (7.2, 1.28), figures.GREEN)
-    axes.text(
-        7.05,
-        4.12,
-        "$\\bar{V} \\leftarrow \\tau V + (1 - \\tau)\\bar{V}$",
-        color=figures.GREEN,
-        fontsize=9,
-        ha="right",
-        va="center",
-    )
+    arrow(side("critics", 1, 0.3), side("actor loss", -1, -0.4), figures.GREY, style="--")
+    arrow(side("critics", 1, -0.3), side("value loss", -1, 0.2), figures.GREY, style="--")
+    arrow(side("actor", 1, -0.4), side("value loss", -1, 0.5), figures.GREY, style="--")
+    arrow(side("target", 1), side("critic loss", -1, -0.4), figures.GREY, style="--")
+    arrow((7.2, 2.1), (7.2, 1.3), figures.GREEN, "$\\bar{V} \\leftarrow \\tau V + (1 - \\tau)\\bar{V}$", at=(5.6, 1.72))
     legend = (
         ("trained by this loss", figures.BLUE, "-"),
         ("read, not trained", figures.GREY, "--"),

@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description="How much return does planning with V add to the policy?")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="(default: %(default)s)")
     parser.add_argument("--timesteps", type=int, nargs="+", help="of training at each checkpoint (default: the task's)")
-    parser.add_argument("--seeds", type=int, default=5, help="number of trainings (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="number of runs (default: %(default)s)")
     parser.add_argument("--starts", type=int, help="number of start states (default: the task's)")
     # Pendulum's whole episode; HalfCheetah's 1000 steps would take half an hour
     parser.add_argument("--steps", type=int, default=200, help="of each episode (default: %(default)s)")

@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Train, read V, draw."""
     parser = argparse.ArgumentParser(description="A policy from poor pictures, with and without the simulator's help.")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--timesteps", type=int, default=10_000, help="of each training (default: %(default)s)")
+    parser.add_argument("--timesteps", type=int, default=10_000, help="of each run (default: %(default)s)")
     parser.add_argument("--every", type=int, default=1_000, help="steps between evaluations (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=20, help="of each evaluation (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")

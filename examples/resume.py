@@ -1,5 +1,5 @@
 """
-Interrupt a training and continue it: run this, press Ctrl-C, run it again.
+Interrupt a run and continue it: run this, press Ctrl-C, run it again.
 
     python examples/resume.py
 """
@@ -14,7 +14,7 @@ from sb3_softvalue.checkpoint import ResumableCheckpoint
 def main(argv: Sequence[str] | None = None) -> int:
     """:return: the steps that are done"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=20_000, help="of the whole training (default: %(default)s)")
+    parser.add_argument("--timesteps", type=int, default=20_000, help="of the whole run (default: %(default)s)")
     parser.add_argument("--folder", default="runs/resume", help="of the checkpoints (default: %(default)s)")
     args = parser.parse_args(argv)
 

@@ -107,7 +107,8 @@ class SACV(SAC):
     :param check_finite: stop with a ``NonFiniteError`` at the first observation, reward, action, loss or gradient that is not
         finite, before it is stored or learned from; False disables the check
     :param execution: how updates run: "eager", "compiled", "cuda_graph", or "auto", which chooses one of them by device and
-        number of updates. All agree up to rounding. "mixed" is "compiled" with large matrix products in bfloat16.
+        number of updates. All agree up to rounding. "mixed" is "compiled" with large matrix products in bfloat16; "auto"
+        never chooses it.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -162,7 +162,7 @@ def improvement(
         n_runs = min(len(scores) for pair in whole for scores in pair)
         ours, sac = (np.stack([pair[i][:n_runs] for pair in whole], axis=1) for i in (0, 1))
         probability = probability_of_improvement(ours, sac)
-        result["all tasks whose runs are all there"] = probability, interval(probability_of_improvement, ours, sac)
+        result["all tasks"] = probability, interval(probability_of_improvement, ours, sac)
     return result
 
 
