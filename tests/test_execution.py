@@ -4,6 +4,7 @@ import copy
 import random
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -342,6 +343,23 @@ def test_what_a_graph_would_not_repeat_runs_eagerly(kwargs, reason, verbose, mon
     assert len(told) == 1
     assert model._resolved_execution == "eager" and not compilations
     assert_same(everything(model), everything(expected))
+
+
+def test_random_numbers_of_other_threads(monkeypatch, compilations):
+    """Other trainings draw from the same generators: only a network that draws itself runs eagerly."""
+    with ThreadPoolExecutor(1) as others:
+
+        def gradients(*update: Any) -> Any:
+            others.submit(lambda: (np.random.rand(), random.random(), th.rand(1))).result()
+            return eager_gradients(*update)
+
+        monkeypatch.setattr("sb3_softvalue.execution.executor.eager_gradients", gradients)
+        model = filled(box_env(), execution="compiled")
+        run(model, (3, 1.0))
+        assert model._resolved_execution == "compiled" and len(compilations) == 1
+        drawing = filled(box_env(), execution="compiled", policy_kwargs=dict(features_extractor_class=NumpyDraws))
+        with pytest.raises(ValueError, match="draws random numbers"):
+            run(drawing, (1, 1.0))
 
 
 @pytest.mark.parametrize("kwargs, reason", HABITS.values(), ids=HABITS)

@@ -2,6 +2,7 @@
 
 import operator
 import random
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -160,14 +161,22 @@ def _observed_gradients(
     before = {name: state() for name, state in generators.items()}
     buffers = list(objective.buffers())
     versions = [buffer._version for buffer in buffers]
-    gradients = eager_gradients(objective, params, inputs, update_actor)
+    update = objective, params, inputs, update_actor
+    gradients = eager_gradients(*update)
+    # By the networks, or by another thread: these generators are the whole process's
     drawn = [name for name, state in generators.items() if state() != before[name]]
-    if problem is None and drawn:
+    if problem is None and drawn and not (threading.active_count() > 1 and _repeats(gradients, eager_gradients(*update))):
         problem = f"a network draws random numbers ({', '.join(drawn)})"
     is_same = [buffer._version for buffer in buffers] == versions and all(map(operator.is_, objective.buffers(), buffers))
     if problem is None and not is_same:
         problem = "a network changes its buffers, as batch normalization does"
     return gradients, problem
+
+
+def _repeats(first: Gradients, second: Gradients) -> bool:
+    """:return: whether an update gave the same twice, as it does if its networks draw no random numbers"""
+    pairs = zip((*first[0], first[1]), (*second[0], second[1]), strict=True)
+    return all(a is b or (a is not None and b is not None and th.allclose(a, b)) for a, b in pairs)
 
 
 def _numpy_state() -> Any:
