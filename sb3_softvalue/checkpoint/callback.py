@@ -12,7 +12,7 @@ from sb3_softvalue.checkpoint import environments
 from sb3_softvalue.checkpoint.folder import claimed, has_checkpoint
 from sb3_softvalue.checkpoint.learning import Learning, callbacks_of
 from sb3_softvalue.checkpoint.replay import at_episode_boundary
-from sb3_softvalue.checkpoint.save_load import KEEP, check_owner, check_storable, load_checkpoint, runs, save_checkpoint
+from sb3_softvalue.checkpoint.save_load import KEEP, begin_at, check_owner, check_storable, load_checkpoint, runs, save_checkpoint
 from sb3_softvalue.checkpoint.schema import is_plain, to_builtin
 from sb3_softvalue.checks import check_whole_number
 
@@ -72,6 +72,8 @@ class ResumableCheckpoint(BaseCallback):
         check_storable(self.model)
         if self.resume and has_checkpoint(self.folder):
             resumed = load_checkpoint(self.model, self.folder)
+            if self.model._last_obs is None:  # it was saved before its first reset, and learn() has made that here
+                begin_at(self.model, self.training_env.reset())
             if self.verbose >= 1:
                 print(f"Resuming {self.folder} from {resumed}")
         elif not self.overwrite:

@@ -202,9 +202,13 @@ def begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> tuple[
 
 def _begin(venv: VecEnv, content: dict[str, Any]) -> tuple[Any, list[str]]:
     saved, own, why, observations = content["environments"], read(venv), [], None
+    is_known = saved and own and all(each["now"]["np_random"] is not None for each in (*saved, *own))
     if content["seeds"] is not None:
+        # No episode had begun: the next reset begins the first one, whether or not there was one here
+        if is_known:
+            why = _put_back(venv, saved, own, "now")
         venv.unwrapped._seeds = list(content["seeds"])
-    elif not saved or not own or any(each["now"]["np_random"] is None for each in (*saved, *own)):
+    elif not is_known:
         observations, why = venv.reset(), ["the environments' states are not known: put them into Monitor"]
     else:
         observations, why = _begin_again(venv, saved, own, content["boundary"])
@@ -219,18 +223,21 @@ def _begin(venv: VecEnv, content: dict[str, Any]) -> tuple[Any, list[str]]:
     return observations, why
 
 
-def _begin_again(venv: VecEnv, saved: list[Any], own: list[Any], boundary: bool) -> tuple[Any, list[str]]:
-    """Restore the environments to where they were before their last reset if all of them had just begun, or else to now."""
-    why = []
+def _put_back(venv: VecEnv, saved: list[Any], own: list[Any], when: str) -> list[str]:
+    """:return: why the environments are not where they were "now", when they were saved, or "before" their last reset"""
     names = [[[name for name, _ in each["now"]["layers"]] for each in states] for states in (saved, own)]
-    if names[0] != names[1]:
-        why.append(f"the environments with a state were {names[0][0]} and are {names[1][0]}")
-    venv.reset()  # the first reset of a VecEnv seeds its environments
-    again = boundary and all(each["before"] and each["before"]["np_random"] for each in saved)
     for index, each in enumerate(saved):
-        kept = (each["before"] if again else each["now"]) | ({} if names[0] == names[1] else {"layers": []})
+        kept = each[when] | ({} if names[0] == names[1] else {"layers": []})
         if failed := venv.env_method("checkpoint_restore", kept, indices=[index])[0]:
             raise RuntimeError(failed)
+    return [] if names[0] == names[1] else [f"the environments with a state were {names[0][0]} and are {names[1][0]}"]
+
+
+def _begin_again(venv: VecEnv, saved: list[Any], own: list[Any], boundary: bool) -> tuple[Any, list[str]]:
+    """Restore the environments to where they were before their last reset if all of them had just begun, or else to now."""
+    venv.reset()  # the first reset of a VecEnv seeds its environments
+    again = boundary and all(each["before"] and each["before"]["np_random"] for each in saved)
+    why = _put_back(venv, saved, own, "before" if again else "now")
     observations = venv.reset()
     if not again:
         why.append("it was written in the middle of an episode")
