@@ -198,6 +198,27 @@ def test_interrupted_with_the_processes_of_its_environments(start_method, number
     assert not any(process.is_alive() for process in env.processes)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_interrupted_in_train_with_the_processes_of_its_environments(tmp_path):
+    """It stops before the next rollout, where nothing fails: ``close()`` raised, and Monitor was blamed for the states."""
+    env = SubprocVecEnv([lambda: Monitor(short_pendulum())] * 2, start_method="fork")
+    model = SACV("MlpPolicy", env, learning_starts=40, batch_size=16, policy_kwargs=dict(net_arch=[16]), buffer_size=500)
+
+    def interrupt_all(*_: Any) -> None:
+        hook.remove()
+        for process in env.processes:
+            process.terminate()
+            process.join()
+        signal.raise_signal(signal.SIGTERM)
+
+    hook = model.actor.mu.register_forward_hook(lambda *_: interrupt_all() if th.is_grad_enabled() else None)
+    model.learn(400, callback=ResumableCheckpoint(tmp_path, 50))
+    assert model.num_timesteps < 50
+    model.env.close()
+    other = make(env=[lambda: Monitor(short_pendulum())] * 2)
+    assert "not known: their processes had ended" in str(other.load_checkpoint(tmp_path))
+
+
 def test_an_environment_that_dies_is_an_error(tmp_path):
     """No interrupt has come."""
     env = SubprocVecEnv([short_pendulum] * 2)

@@ -129,17 +129,18 @@ class _Recorded(metaclass=_Visit):
 def read(venv: VecEnv) -> list[dict[str, Any]] | None:
     """
     :param venv: whose environments have a recorder from then on; one in another process needs a wrapper, as from ``gym.make``
-    :return: what each environment keeps and kept before its last reset; None where it cannot be reached
+    :return: what each environment keeps and kept before its last reset; none where their processes have ended or do not
+        answer; None where it cannot be reached
     """
     try:
         if is_lost(venv):
-            return None
+            return []
         venv.env_is_wrapped(_Recorded)  # type: ignore[arg-type]  # it is no wrapper
         for env in getattr(venv.unwrapped, "envs", ()):
             isinstance(env, _Recorded)
         return venv.env_method("checkpoint_read") if venv.has_attr("checkpoint_read") else None
     except (AttributeError, NotImplementedError, EOFError, OSError):
-        return None
+        return [] if is_lost(venv) else None
 
 
 def is_lost(venv: VecEnv | None) -> bool:
@@ -173,7 +174,8 @@ def schema(venv: VecEnv) -> Any:
         return state
 
     kept = {"np_random": optional(seeded), "layers": [layer, ...], "task": optional(str), "unknown": [str, ...]}
-    return optional([{"now": kept, "before": optional(kept)}] * venv.num_envs)
+    states = optional([{"now": kept, "before": optional(kept)}] * venv.num_envs)
+    return lambda name, value: value if value == [] else states(name, value)
 
 
 def begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -209,7 +211,9 @@ def _begin(venv: VecEnv, content: dict[str, Any]) -> tuple[Any, list[str]]:
             why = _put_back(venv, saved, own, "now")
         venv.unwrapped._seeds = list(content["seeds"])
     elif not is_known:
-        observations, why = venv.reset(), ["the environments' states are not known: put them into Monitor"]
+        ended = "their processes had ended or did not answer when it was saved"
+        reason = ended if saved == [] else "put them into Monitor"
+        observations, why = venv.reset(), [f"the environments' states are not known: {reason}"]
     else:
         observations, why = _begin_again(venv, saved, own, content["boundary"])
     # Which environments and wrappers may keep something that is not stored

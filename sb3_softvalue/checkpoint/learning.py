@@ -115,6 +115,8 @@ class Learning:
         due_at = [saver.save_if_due(now) for saver in self.savers]
         # A signal may have come meanwhile
         self.next_at = 0.0 if self._interrupted_at is not None else min(due_at, default=float("inf"))
+        if now:
+            environments.abandon(self.model.env)
         return now
 
     def has_stopped(self, error: BaseException) -> bool:
@@ -122,7 +124,6 @@ class Learning:
         try:
             if self.root is not None and self._is_interrupt(error):
                 self.look(self.root)
-                environments.abandon(self.model.env)
                 return True
         except BaseException:
             self.end()
