@@ -162,6 +162,13 @@ def test_what_is_not_known_of_environments_is_named(tmp_path):
     assert "OwnVecWrapper may keep more" in str(load_checkpoint(models[1], tmp_path / "vec"))
 
 
+def test_a_reset_that_was_not_recorded_is_named(tmp_path):
+    """The middle of an episode was named, where one had just begun."""
+    save_checkpoint(make().learn(100), tmp_path)
+    result = load_checkpoint(make(), tmp_path)
+    assert result.why == ("the environments' states before their last reset are not known: train with ResumableCheckpoint",)
+
+
 def test_a_state_that_cannot_be_stored_is_named(tmp_path):
     class Odd(KnownCurriculum):
         def get_state(self) -> dict[str, Any]:

@@ -212,6 +212,30 @@ def test_other_callbacks_resume(algorithm, tmp_path):
     assert np.load(tmp_path / "run" / "evaluations" / "evaluations.npz")["timesteps"].tolist() == times[0]
 
 
+class Counts(BaseCallback):
+    """Keeps numbers of several types, and one that is None until its first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.mean, self.is_late, self.best = np.int64(0), np.float32(0), np.bool_(False), None
+        self.first: list[Any] = []
+
+    def _on_rollout_start(self) -> None:
+        self.first = self.first or [self.count, self.mean, self.is_late, self.best]
+
+    def _on_step(self) -> bool:
+        self.count, self.mean, self.is_late = self.count + 1, self.mean + np.float32(0.5), np.bool_(True)
+        self.best = float(self.count)
+        return True
+
+
+def test_numbers_of_numpy_and_none_resume(tmp_path):
+    """They were lost without a word."""
+    make().learn(50, callback=[ResumableCheckpoint(tmp_path, 50), Counts()])
+    make().learn(75, callback=[ResumableCheckpoint(tmp_path, 50, resume=True), counts := Counts()])
+    assert counts.first == [50, 25.0, True, 50.0] and counts.best == 75.0
+
+
 @pytest.mark.parametrize("algorithm", [SACV, SAC])
 @pytest.mark.parametrize("kind", ["pickle", "cloudpickle", "deepcopy", "copy", "save"])
 def test_copies_of_the_model_while_it_learns(kind, algorithm, tmp_path):

@@ -243,8 +243,10 @@ def _begin_again(venv: VecEnv, saved: list[Any], own: list[Any], boundary: bool)
     again = boundary and all(each["before"] and each["before"]["np_random"] for each in saved)
     why = _put_back(venv, saved, own, "before" if again else "now")
     observations = venv.reset()
-    if not again:
+    if not boundary:
         why.append("it was written in the middle of an episode")
+    elif not again:
+        why.append("the environments' states before their last reset are not known: train with ResumableCheckpoint")
     elif [each["now"] for each in read(venv) or ()] != [each["now"] for each in saved]:
         why.append("reset() has left an environment in another state")
     return observations, why
