@@ -15,6 +15,7 @@ import torch as th
 from sb3_contrib import TQC
 from stable_baselines3 import DDPG, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -309,7 +310,7 @@ def test_before_the_first_step(tmp_path):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_before_the_first_step_within_learn(algorithm, name, tmp_path):
     """``learn()`` has reset the environments already, and the observation was lost."""
-    env: Any = [lambda: gym.wrappers.NormalizeReward(short_pendulum())] * (2 if "two" in name else 1)
+    env: Any = [lambda: Monitor(gym.wrappers.NormalizeReward(short_pendulum()), allow_early_resets=False)] * (2 if "two" in name else 1)
     whole = make(name, algorithm=algorithm, env=env)
     save_checkpoint(whole, tmp_path)
     expected = state_of(whole.learn(60))

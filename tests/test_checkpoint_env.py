@@ -103,6 +103,14 @@ def test_wrappers_with_a_state(algorithm, name, tmp_path):
     assert_same(state_of(model), state_of(whole))
 
 
+def test_an_environment_without_early_resets_resumes(tmp_path):
+    """``learn()`` has reset it already, and its Monitor refuses another reset."""
+    env: Any = [lambda: Monitor(short_pendulum(), allow_early_resets=False)]
+    make(env=env).learn(60, callback=ResumableCheckpoint(tmp_path, 25))
+    model = make(env=env, seed=3).learn(80, callback=ResumableCheckpoint(tmp_path, 25, resume=True))
+    assert model.num_timesteps == 80
+
+
 def test_in_processes_of_their_own(tmp_path):
     env: Any = [WRAPPERS["three"]] * 2
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
@@ -78,6 +79,9 @@ def _restore(env: gym.Env, kept: dict[str, Any]) -> str:
     """:return: why an environment could not be restored, or nothing: an exception would end its process"""
     try:
         env.unwrapped.np_random = generator("np_random", kept["np_random"])
+        for _, layer in _layers(env):
+            if isinstance(layer, Monitor):  # also one with allow_early_resets=False: its episode ends here
+                layer.needs_reset = True
         states = [unpack(state) for _, state in kept["layers"]]
         stateful = [layer for name, layer in _layers(env) if states and (_has_protocol(layer) or name in _SERVED)]
         for layer, state in zip(stateful, states, strict=True):
@@ -239,7 +243,9 @@ def _put_back(venv: VecEnv, saved: list[Any], own: list[Any], when: str) -> list
 
 def _begin_again(venv: VecEnv, saved: list[Any], own: list[Any], boundary: bool) -> tuple[Any, list[str]]:
     """Restore the environments to where they were before their last reset if all of them had just begun, or else to now."""
-    venv.reset()  # the first reset of a VecEnv seeds its environments
+    # Seeds and options are for the first reset, which was another one
+    venv.unwrapped._reset_seeds()
+    venv.unwrapped._reset_options()
     again = boundary and all(each["before"] and each["before"]["np_random"] for each in saved)
     why = _put_back(venv, saved, own, "before" if again else "now")
     observations = venv.reset()
