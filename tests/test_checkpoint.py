@@ -57,7 +57,7 @@ def claimed_elsewhere(folder: Path) -> Iterator[None]:
     """Another process has claimed the folder."""
     pytest.importorskip("fcntl", reason="this system has no file locks")
     code = (
-        f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+        f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None and process.stdout.readline()

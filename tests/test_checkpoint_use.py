@@ -232,7 +232,7 @@ def test_an_environment_that_dies_is_an_error(tmp_path):
 def is_claimed(folder: Any) -> bool:
     """Whether another process would be refused."""
     pytest.importorskip("fcntl", reason="this system has no file locks")
-    code = f"import fcntl; fcntl.lockf(open({str(folder / '.lock')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    code = f"import fcntl; fcntl.flock(open({str(folder / '.lock')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode != 0
 
 
@@ -290,6 +290,18 @@ def test_a_forked_process_has_claimed_nothing(tmp_path):
     os.wait()
 
 
+def test_a_copy_of_the_folder_keeps_the_claim(tmp_path):
+    """Whoever opened and closed the lock's file released it."""
+    seen = []
+
+    def copy() -> None:
+        shutil.copytree(tmp_path / "run", tmp_path / "backup")
+        seen.append(is_claimed(tmp_path / "run"))
+
+    make().learn(60, callback=[ResumableCheckpoint(tmp_path / "run", 30), At(40, copy)])
+    assert seen == [True] and not is_claimed(tmp_path / "run")
+
+
 def test_many_folders(tmp_path):
     """A file was left open for each of them."""
     model, before = make().learn(5), n_open()
@@ -302,7 +314,7 @@ def test_without_locks(tmp_path, monkeypatch):
     def none(*args: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("os.lockf", none)
+    monkeypatch.setattr("fcntl.flock", none)
     before = n_open()
     with pytest.warns(UserWarning, match=r"has no locks of files \(No locks available\): make sure that no other"):
         make().learn(60, callback=ResumableCheckpoint(tmp_path, 30))
