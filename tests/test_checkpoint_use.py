@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from stable_baselines3.sac.sac import SAC
 
 from sb3_softvalue import SACV
-from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint, save_checkpoint
+from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from sb3_softvalue.checkpoint.folder import checkpoints
 from tests.helpers import assert_same
 from tests.test_checkpoint import claimed_elsewhere, everything, make, short_pendulum
@@ -342,6 +342,11 @@ class TestRefusedAtOnce:
         self.refused(make("HER", replay_buffer_kwargs=dict(copy_info_dict=True)), folder, "copy_info_dict")
         self.refused(PPO("MlpPolicy", short_pendulum()), folder, "of SB3's off-policy algorithms, got PPO")
         assert not folder.exists()
+
+    def test_what_cannot_be_loaded(self, tmp_path):
+        make().save_checkpoint(tmp_path)
+        with pytest.raises(CheckpointError, match="of SB3's off-policy algorithms, got PPO"):
+            load_checkpoint(PPO("MlpPolicy", short_pendulum()), tmp_path)
 
     def test_folders(self, tmp_path):
         tmp_path.joinpath("file").touch()

@@ -54,7 +54,7 @@ def check_storable(model: OffPolicyAlgorithm) -> None:
     if not isinstance(model, OffPolicyAlgorithm):
         raise CheckpointError(f"Checkpoints are of SB3's off-policy algorithms, got {type(model).__name__}: use save().")
     if model.replay_buffer is None or model.env is None:
-        raise CheckpointError("The model has no replay buffer or no environment: a checkpoint is of a training, use save().")
+        raise CheckpointError("The model has no replay buffer or no environment: construct it with the env to train in.")
     replay.arrays_of(model.replay_buffer)
     state.noise_state(model)
 
@@ -129,8 +129,7 @@ def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> Re
         environments whose state is known; else it says why not
     :raises CheckpointError: if there is none, it is damaged, or it is of another model; the model is as before
     """
-    if model.replay_buffer is None or model.env is None:
-        raise CheckpointError("The model has no replay buffer or no environment: construct it with the env to continue with.")
+    check_storable(model)
     folder = pathlib.Path(folder)
     while True:
         found = folders.find(folder)
