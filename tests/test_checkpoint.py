@@ -310,7 +310,8 @@ def test_before_the_first_step(tmp_path):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_before_the_first_step_within_learn(algorithm, name, tmp_path):
     """``learn()`` has reset the environments already, and the observation was lost."""
-    env: Any = [lambda: Monitor(gym.wrappers.NormalizeReward(short_pendulum()), allow_early_resets=False)] * (2 if "two" in name else 1)
+    env: Any = [lambda: Monitor(gym.wrappers.NormalizeReward(short_pendulum()), allow_early_resets=False)]
+    env = env * 2 if "two" in name else env
     whole = make(name, algorithm=algorithm, env=env)
     save_checkpoint(whole, tmp_path)
     expected = state_of(whole.learn(60))

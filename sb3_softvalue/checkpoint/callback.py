@@ -13,7 +13,7 @@ from sb3_softvalue.checkpoint import environments
 from sb3_softvalue.checkpoint.folder import claimed, has_checkpoint
 from sb3_softvalue.checkpoint.learning import Learning, callbacks_of
 from sb3_softvalue.checkpoint.replay import at_episode_boundary
-from sb3_softvalue.checkpoint.save_load import KEEP, begin_at, check_owner, check_storable, load_checkpoint, runs, save_checkpoint
+from sb3_softvalue.checkpoint.save_load import KEEP, check_owner, check_storable, load_checkpoint, runs, save_checkpoint
 from sb3_softvalue.checkpoint.schema import is_plain, to_builtin
 from sb3_softvalue.checks import check_whole_number
 
@@ -74,7 +74,7 @@ class ResumableCheckpoint(BaseCallback):
         if self.resume and has_checkpoint(self.folder):
             resumed = load_checkpoint(self.model, self.folder)
             if self.model._last_obs is None:  # it was saved before its first reset, and learn() has made that here
-                begin_at(self.model, self.training_env.reset())
+                environments.begin_at(self.model, self.training_env.reset())
             if self.verbose >= 1:
                 print(f"Resuming {self.folder} from {resumed}")
         elif not self.overwrite:
@@ -140,7 +140,7 @@ class ResumableCheckpoint(BaseCallback):
             due = at_episode_boundary(self.model.replay_buffer)  # type: ignore[arg-type]  # checked by check_storable
         if due or (now and steps > self._saved_at):
             others = [
-                {"class": type(each).__name__, "values": {n: v for n, v in own.items() if v is not None and v != was.get(n, v)}}
+                {"class": type(each).__name__, "values": {n: v for n, v in own.items() if v not in (None, was.get(n, v))}}
                 for each, was, own in ((*other, _numbers_of(other[0])) for other in self._others)
             ]
             save_checkpoint(self.model, self.folder, self.keep, overwrite=self.overwrite, callbacks=others)

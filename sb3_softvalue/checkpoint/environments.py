@@ -207,7 +207,7 @@ def begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> tuple[
 
 
 def _begin(venv: VecEnv, content: dict[str, Any]) -> tuple[Any, list[str]]:
-    saved, own, why, observations = content["environments"], read(venv), [], None
+    saved, own, why, observations = content["environments"], read(venv) or [], [], None
     is_known = saved and own and all(each["now"]["np_random"] is not None for each in (*saved, *own))
     if content["seeds"] is not None:
         # No episode had begun: the next reset begins the first one, whether or not there was one here
@@ -256,6 +256,14 @@ def _begin_again(venv: VecEnv, saved: list[Any], own: list[Any], boundary: bool)
     elif [each["now"] for each in read(venv) or ()] != [each["now"] for each in saved]:
         why.append("reset() has left an environment in another state")
     return observations, why
+
+
+def begin_at(model: OffPolicyAlgorithm, observations: Any) -> None:
+    """Tell the model what the environments' reset has returned, as ``learn()`` does."""
+    normalize = model.get_vec_normalize_env()
+    model._last_obs = observations
+    model._last_original_obs = None if normalize is None else normalize.get_original_obs()
+    model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
 
 
 def digest(observations: Any) -> str:

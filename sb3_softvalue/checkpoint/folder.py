@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -93,8 +94,10 @@ def claimed(folder: pathlib.Path) -> Iterator[None]:
                 sweep(folder)
             yield
         except OSError as error:
+            is_taken = isinstance(error, (FileExistsError, IsADirectoryError, NotADirectoryError)) and error.filename
+            place, advice = (error.filename, "remove it") if is_taken else (folder, "make room")
             raise CheckpointError(
-                f"The checkpoint could not be written to {folder!s:.200} ({error.strerror or error}): make room or choose "
+                f"The checkpoint could not be written to {place!s:.200} ({error.strerror or error}): {advice} or choose "
                 "another folder; older checkpoints there are complete."
             ) from error
 
@@ -136,7 +139,8 @@ def sweep(folder: pathlib.Path) -> None:
     for path in _named(folder).values():
         # Any other error ends this: a checkpoint that cannot be read now keeps its blocks
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            listed.update(_BLOCK.findall((path / MANIFEST).read_text(errors="replace")))
+            if stat.S_ISREG((path / MANIFEST).stat().st_mode):  # a pipe would be waited for
+                listed.update(_BLOCK.findall((path / MANIFEST).read_text(errors="replace")))
     with contextlib.suppress(FileNotFoundError):
         for name in filter(_BLOCK.fullmatch, set(os.listdir(folder / BLOCKS)) - listed):
             path = folder / BLOCKS / name

@@ -9,7 +9,6 @@ import warnings
 import weakref
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -166,7 +165,7 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
     except Exception as error:
         raise CheckpointError(f"The environments could not be reset ({error}): the model is as before.") from error
     if model._last_obs is not None:
-        begin_at(model, model._last_obs)
+        environments.begin_at(model, model._last_obs)
     try:
         replay.read_blocks(model, *blocks, fill=True)
     except (ValueError, OSError) as error:  # removed since it was checked: the next checkpoint is there
@@ -179,14 +178,6 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
     if changed:
         warnings.warn(f"The training continues with other options than before: {'; '.join(changed)}.", stacklevel=4)
     return Resumed(model.num_timesteps, (*why, *changed, *_differences(content["machine"], state.machine(model))))
-
-
-def begin_at(model: OffPolicyAlgorithm, observations: Any) -> None:
-    """Tell the model what the environments' reset has returned, as ``learn()`` does."""
-    normalize = model.get_vec_normalize_env()
-    model._last_obs = observations
-    model._last_original_obs = None if normalize is None else normalize.get_original_obs()
-    model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> CheckpointError:

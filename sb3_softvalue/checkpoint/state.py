@@ -208,7 +208,6 @@ def _moments(optimizer: th.optim.Optimizer) -> Check:
     twin.step()
     own = twin.state_dict()["state"]
 
-
     def check(name: str, value: Any) -> dict[Any, Any]:
         checked = like({key: optional(each) for key, each in own.items()} if value else {}, name, value)
         return {key: each for key, each in checked.items() if each is not None}
