@@ -15,12 +15,13 @@ import torch as th
 from sb3_contrib import TQC
 from stable_baselines3 import DDPG, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_softvalue import SACV
-from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint, load_checkpoint
+from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from sb3_softvalue.checkpoint.folder import checkpoints
 from sb3_softvalue.checkpoint.replay import arrays_of
 from tests.helpers import PointGoalEnv, assert_same, rng_state
@@ -56,7 +57,7 @@ def claimed_elsewhere(folder: Path) -> Iterator[None]:
     """Another process has claimed the folder."""
     pytest.importorskip("fcntl", reason="this system has no file locks")
     code = (
-        f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+        f"import fcntl; f = open({str(folder / '.lock')!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None and process.stdout.readline()
@@ -303,6 +304,19 @@ def test_before_the_first_step(tmp_path):
     assert other.load_checkpoint(tmp_path)
     other.learn(60, reset_num_timesteps=False)
     assert_same(state_of(other), state_of(whole))
+
+
+@pytest.mark.parametrize("name", ["plain", "two environments", "VecNormalize"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_before_the_first_step_within_learn(algorithm, name, tmp_path):
+    """``learn()`` has reset the environments already, and the observation was lost."""
+    env: Any = [lambda: Monitor(gym.wrappers.NormalizeReward(short_pendulum()), allow_early_resets=False)]
+    env = env * 2 if "two" in name else env
+    whole = make(name, algorithm=algorithm, env=env)
+    save_checkpoint(whole, tmp_path)
+    expected = state_of(whole.learn(60))
+    other = make(name, 99, algorithm, env=env).learn(60, callback=ResumableCheckpoint(tmp_path, 100, resume=True))
+    assert_same(state_of(other), expected)
 
 
 def test_weights_only(tmp_path):

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import shutil
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from stable_baselines3 import SAC
 
 from sb3_softvalue import SACV
 from sb3_softvalue.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
+from sb3_softvalue.checkpoint.schema import unpack
 from tests import checkpoint_fuzz
 from tests.helpers import assert_same
 from tests.test_checkpoint import everything, make
@@ -129,6 +131,12 @@ def change_moments(value: Any) -> Callable[[Path, dict[str, Any]], None]:
     return apply
 
 
+def drop_moments(path: Path, manifest: dict[str, Any]) -> None:
+    tensors = th.load(path / "tensors.pt", weights_only=True)
+    del tensors["parameters"]["actor.optimizer"]["state"][0]
+    th.save(tensors, path / "tensors.pt")
+
+
 def reshape_parameter(path: Path, manifest: dict[str, Any]) -> None:
     tensors = th.load(path / "tensors.pt", weights_only=True)
     name = next(iter(tensors["parameters"]["policy"]))
@@ -153,6 +161,9 @@ FORGED: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "position": rewrite_state(lambda state: state["buffer"].update(pos=10**9)),
     "generator": rewrite_state(lambda state: state["action space"].update(bit_generator="__class__")),
     "random": rewrite_state(lambda state: state["random"].update(torch=[1])),
+    "rewards of episodes": rewrite_state(lambda state: state.update(episodes=[{"r": [1.0, [2.0]], "l": 5, "t": 0.1}])),
+    "successes": rewrite_state(lambda state: state.update(successes=[[1.0, [2.0]]])),
+    "missing moments": drop_moments,
     "moments of another shape": change_moments(lambda moment: th.zeros(1)),
     "moments of another type": change_moments(lambda moment: moment.double()),
     "moments in one place": change_moments(lambda moment: (moment[:1, :1] * math.inf).expand(moment.shape)),
@@ -170,6 +181,26 @@ def test_forged(name, written, model, tmp_path):
         model.load_checkpoint(tmp_path / "run")
     assert_same(everything(model), before)
     assert th.equal(th.get_rng_state(), random)
+
+
+def test_text_of_any_length_is_not_made():
+    """It took the memory before its type was refused."""
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="an array has the type"):
+        unpack({"__array__": [1.0] * 4, "dtype": "S10000000", "shape": [4]})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_a_parameter_that_no_step_has_changed(tmp_path):
+    """It has no moments, and is not taken for one whose moments are missing."""
+    model = make()
+    model.actor.log_std.bias.requires_grad_(False)
+    model.learn(60).save_checkpoint(tmp_path)
+    other = make(seed=3)
+    other.load_checkpoint(tmp_path)
+    assert_same(everything(other), everything(model))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -103,6 +103,14 @@ def test_wrappers_with_a_state(algorithm, name, tmp_path):
     assert_same(state_of(model), state_of(whole))
 
 
+def test_an_environment_without_early_resets_resumes(tmp_path):
+    """``learn()`` has reset it already, and its Monitor refuses another reset."""
+    env: Any = [lambda: Monitor(short_pendulum(), allow_early_resets=False)]
+    make(env=env).learn(60, callback=ResumableCheckpoint(tmp_path, 25))
+    model = make(env=env, seed=3).learn(80, callback=ResumableCheckpoint(tmp_path, 25, resume=True))
+    assert model.num_timesteps == 80
+
+
 def test_in_processes_of_their_own(tmp_path):
     env: Any = [WRAPPERS["three"]] * 2
 
@@ -160,6 +168,13 @@ def test_what_is_not_known_of_environments_is_named(tmp_path):
         models[-1].set_env(OwnVecWrapper(DummyVecEnv([short_pendulum])))
     kill(models[0], 200, tmp_path / "vec")
     assert "OwnVecWrapper may keep more" in str(load_checkpoint(models[1], tmp_path / "vec"))
+
+
+def test_a_reset_that_was_not_recorded_is_named(tmp_path):
+    """The middle of an episode was named, where one had just begun."""
+    save_checkpoint(make().learn(100), tmp_path)
+    result = load_checkpoint(make(), tmp_path)
+    assert result.why == ("the environments' states before their last reset are not known: train with ResumableCheckpoint",)
 
 
 def test_a_state_that_cannot_be_stored_is_named(tmp_path):

@@ -63,6 +63,23 @@ class TestForeignFiles:
         load_checkpoint(other, tmp_path)
         assert_same(everything(other), everything(model))
 
+    def test_what_is_in_the_way_is_named(self, tmp_path):
+        model = make()
+        for name, make_it in ((".writing", Path.touch), (".lock", Path.mkdir)):
+            (folder := tmp_path / name[1:]).mkdir()
+            make_it(folder / name)
+            with pytest.raises(CheckpointError, match=rf"written to .*/\{name} \(.*\): remove it or choose another"):
+                save_checkpoint(model, folder)
+        (loop := tmp_path / "loop").symlink_to(loop)
+        with pytest.raises(CheckpointError, match=r"could not be written to .*loop"):
+            model.learn(10, callback=ResumableCheckpoint(loop, overwrite=True))
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
+        (tmp_path / "checkpoint-000009").mkdir()
+        os.mkfifo(tmp_path / "checkpoint-000009" / "manifest.json")
+        save_checkpoint(make(), tmp_path)
+        load_checkpoint(make(), tmp_path)
+
     def test_another_training_is_not_pruned(self, tmp_path):
         first = make()
         grow(first, tmp_path, 3)

@@ -135,6 +135,24 @@ def test_a_second_one_interrupts_at_once(tmp_path):
     assert not is_claimed(tmp_path) and type(model) is SACV
 
 
+class Own(BaseCallback):
+    """Passes everything to another callback, which it keeps where it likes."""
+
+    def __init__(self, inner: BaseCallback):
+        super().__init__()
+        self.mine = (inner,)
+
+    def _init_callback(self) -> None:
+        self.mine[0].parent = self
+        self.mine[0].init_callback(self.model)
+
+    def _on_training_start(self) -> None:
+        self.mine[0].on_training_start(self.locals, self.globals)
+
+    def _on_step(self) -> bool:
+        return self.mine[0].on_step()
+
+
 def nest(kind: str, inner: ResumableCheckpoint) -> BaseCallback:
     """The callback within another."""
     env = Monitor(short_pendulum())
@@ -144,10 +162,11 @@ def nest(kind: str, inner: ResumableCheckpoint) -> BaseCallback:
         "after each evaluation": lambda: EvalCallback(env, callback_after_eval=inner, eval_freq=50, verbose=0),
         "on a new best": lambda: EvalCallback(env, callback_on_new_best=inner, eval_freq=50, n_eval_episodes=1, verbose=0),
         "list": lambda: CallbackList([CallbackList([inner])]),
+        "one's own": lambda: Own(inner),
     }[kind]()
 
 
-@pytest.mark.parametrize("kind", ["event", "list in event", "after each evaluation", "on a new best", "list"])
+@pytest.mark.parametrize("kind", ["event", "list in event", "after each evaluation", "on a new best", "list", "one's own"])
 @pytest.mark.parametrize("as_list", [False, True])
 @pytest.mark.parametrize("algorithm", [SACV, SAC])
 @pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
@@ -210,6 +229,30 @@ def test_other_callbacks_resume(algorithm, tmp_path):
     assert again[1].evaluations_results[:6] == whole[1].evaluations_results[:6]
     assert again[1].best_mean_reward >= max(map(np.mean, again[1].evaluations_results[:6]))
     assert np.load(tmp_path / "run" / "evaluations" / "evaluations.npz")["timesteps"].tolist() == times[0]
+
+
+class Counts(BaseCallback):
+    """Keeps numbers of several types, and one that is None until its first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.mean, self.is_late, self.best = np.int64(0), np.float32(0), np.bool_(False), None
+        self.first: list[Any] = []
+
+    def _on_rollout_start(self) -> None:
+        self.first = self.first or [self.count, self.mean, self.is_late, self.best]
+
+    def _on_step(self) -> bool:
+        self.count, self.mean, self.is_late = self.count + 1, self.mean + np.float32(0.5), np.bool_(True)
+        self.best = float(self.count)
+        return True
+
+
+def test_numbers_of_numpy_and_none_resume(tmp_path):
+    """They were lost without a word."""
+    make().learn(50, callback=[ResumableCheckpoint(tmp_path, 50), Counts()])
+    make().learn(75, callback=[ResumableCheckpoint(tmp_path, 50, resume=True), counts := Counts()])
+    assert counts.first == [50, 25.0, True, 50.0] and counts.best == 75.0
 
 
 @pytest.mark.parametrize("algorithm", [SACV, SAC])

@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from stable_baselines3.sac.sac import SAC
 
 from sb3_softvalue import SACV
-from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint, save_checkpoint
+from sb3_softvalue.checkpoint import CheckpointError, ResumableCheckpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from sb3_softvalue.checkpoint.folder import checkpoints
 from tests.helpers import assert_same
 from tests.test_checkpoint import claimed_elsewhere, everything, make, short_pendulum
@@ -198,6 +198,27 @@ def test_interrupted_with_the_processes_of_its_environments(start_method, number
     assert not any(process.is_alive() for process in env.processes)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_interrupted_in_train_with_the_processes_of_its_environments(tmp_path):
+    """It stops before the next rollout, where nothing fails: ``close()`` raised, and Monitor was blamed for the states."""
+    env = SubprocVecEnv([lambda: Monitor(short_pendulum())] * 2, start_method="fork")
+    model = SACV("MlpPolicy", env, learning_starts=40, batch_size=16, policy_kwargs=dict(net_arch=[16]), buffer_size=500)
+
+    def interrupt_all(*_: Any) -> None:
+        hook.remove()
+        for process in env.processes:
+            process.terminate()
+            process.join()
+        signal.raise_signal(signal.SIGTERM)
+
+    hook = model.actor.mu.register_forward_hook(lambda *_: interrupt_all() if th.is_grad_enabled() else None)
+    model.learn(400, callback=ResumableCheckpoint(tmp_path, 50))
+    assert model.num_timesteps < 50
+    model.env.close()
+    other = make(env=[lambda: Monitor(short_pendulum())] * 2)
+    assert "not known: their processes had ended" in str(other.load_checkpoint(tmp_path))
+
+
 def test_an_environment_that_dies_is_an_error(tmp_path):
     """No interrupt has come."""
     env = SubprocVecEnv([short_pendulum] * 2)
@@ -211,7 +232,7 @@ def test_an_environment_that_dies_is_an_error(tmp_path):
 def is_claimed(folder: Any) -> bool:
     """Whether another process would be refused."""
     pytest.importorskip("fcntl", reason="this system has no file locks")
-    code = f"import fcntl; fcntl.lockf(open({str(folder / '.lock')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    code = f"import fcntl; fcntl.flock(open({str(folder / '.lock')!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode != 0
 
 
@@ -269,6 +290,18 @@ def test_a_forked_process_has_claimed_nothing(tmp_path):
     os.wait()
 
 
+def test_a_copy_of_the_folder_keeps_the_claim(tmp_path):
+    """Whoever opened and closed the lock's file released it."""
+    seen = []
+
+    def copy() -> None:
+        shutil.copytree(tmp_path / "run", tmp_path / "backup")
+        seen.append(is_claimed(tmp_path / "run"))
+
+    make().learn(60, callback=[ResumableCheckpoint(tmp_path / "run", 30), At(40, copy)])
+    assert seen == [True] and not is_claimed(tmp_path / "run")
+
+
 def test_many_folders(tmp_path):
     """A file was left open for each of them."""
     model, before = make().learn(5), n_open()
@@ -281,7 +314,7 @@ def test_without_locks(tmp_path, monkeypatch):
     def none(*args: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("os.lockf", none)
+    monkeypatch.setattr("fcntl.flock", none)
     before = n_open()
     with pytest.warns(UserWarning, match=r"has no locks of files \(No locks available\): make sure that no other"):
         make().learn(60, callback=ResumableCheckpoint(tmp_path, 30))
@@ -309,6 +342,11 @@ class TestRefusedAtOnce:
         self.refused(make("HER", replay_buffer_kwargs=dict(copy_info_dict=True)), folder, "copy_info_dict")
         self.refused(PPO("MlpPolicy", short_pendulum()), folder, "of SB3's off-policy algorithms, got PPO")
         assert not folder.exists()
+
+    def test_what_cannot_be_loaded(self, tmp_path):
+        make().save_checkpoint(tmp_path)
+        with pytest.raises(CheckpointError, match="of SB3's off-policy algorithms, got PPO"):
+            load_checkpoint(PPO("MlpPolicy", short_pendulum()), tmp_path)
 
     def test_folders(self, tmp_path):
         tmp_path.joinpath("file").touch()

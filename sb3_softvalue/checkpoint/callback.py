@@ -5,6 +5,7 @@ import pathlib
 from math import inf
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -72,6 +73,8 @@ class ResumableCheckpoint(BaseCallback):
         check_storable(self.model)
         if self.resume and has_checkpoint(self.folder):
             resumed = load_checkpoint(self.model, self.folder)
+            if self.model._last_obs is None:  # it was saved before its first reset, and learn() has made that here
+                environments.begin_at(self.model, self.training_env.reset())
             if self.verbose >= 1:
                 print(f"Resuming {self.folder} from {resumed}")
         elif not self.overwrite:
@@ -91,7 +94,7 @@ class ResumableCheckpoint(BaseCallback):
         saved = runs[self.model].callbacks if self.model in runs else []
         for (each, own), entry in zip(self._others, saved, strict=False):
             for name, value in entry["values"].items() if entry["class"] == type(each).__name__ else ():
-                if name in own and isinstance(value, list) == isinstance(own[name], list):
+                if name in own and (own[name] is None or isinstance(value, list) == isinstance(own[name], list)):
                     setattr(each, name, float(value) if isinstance(own[name], float) else value)
 
     def end(self) -> None:
@@ -137,8 +140,8 @@ class ResumableCheckpoint(BaseCallback):
             due = at_episode_boundary(self.model.replay_buffer)  # type: ignore[arg-type]  # checked by check_storable
         if due or (now and steps > self._saved_at):
             others = [
-                {"class": type(each).__name__, "values": {n: v for n, v in _numbers_of(each).items() if v != was.get(n, v)}}
-                for each, was in self._others
+                {"class": type(each).__name__, "values": {n: v for n, v in own.items() if v not in (None, was.get(n, v))}}
+                for each, was, own in ((*other, _numbers_of(other[0])) for other in self._others)
             ]
             save_checkpoint(self.model, self.folder, self.keep, overwrite=self.overwrite, callbacks=others)
             self._wait()
@@ -153,6 +156,7 @@ class ResumableCheckpoint(BaseCallback):
 
 
 def _numbers_of(callback: BaseCallback) -> dict[str, Any]:
-    """:return: numbers and lists of them that a callback keeps"""
-    kept = {name: to_builtin(value) for name, value in vars(callback).items() if isinstance(value, (bool, int, float, list))}
-    return {name: value for name, value in kept.items() if is_plain(value)}
+    """:return: numbers and lists of them that a callback keeps, and what is None, which may become a number"""
+    kinds = (bool, int, float, list, np.generic, type(None))
+    kept = {name: to_builtin(value) for name, value in vars(callback).items() if isinstance(value, kinds)}
+    return {name: value for name, value in kept.items() if value is None or is_plain(value)}

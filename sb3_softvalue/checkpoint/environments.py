@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
@@ -78,6 +79,9 @@ def _restore(env: gym.Env, kept: dict[str, Any]) -> str:
     """:return: why an environment could not be restored, or nothing: an exception would end its process"""
     try:
         env.unwrapped.np_random = generator("np_random", kept["np_random"])
+        for _, layer in _layers(env):
+            if isinstance(layer, Monitor):  # also one with allow_early_resets=False: its episode ends here
+                layer.needs_reset = True
         states = [unpack(state) for _, state in kept["layers"]]
         stateful = [layer for name, layer in _layers(env) if states and (_has_protocol(layer) or name in _SERVED)]
         for layer, state in zip(stateful, states, strict=True):
@@ -129,17 +133,18 @@ class _Recorded(metaclass=_Visit):
 def read(venv: VecEnv) -> list[dict[str, Any]] | None:
     """
     :param venv: whose environments have a recorder from then on; one in another process needs a wrapper, as from ``gym.make``
-    :return: what each environment keeps and kept before its last reset; None where it cannot be reached
+    :return: what each environment keeps and kept before its last reset; none where their processes have ended or do not
+        answer; None where it cannot be reached
     """
     try:
         if is_lost(venv):
-            return None
+            return []
         venv.env_is_wrapped(_Recorded)  # type: ignore[arg-type]  # it is no wrapper
         for env in getattr(venv.unwrapped, "envs", ()):
             isinstance(env, _Recorded)
         return venv.env_method("checkpoint_read") if venv.has_attr("checkpoint_read") else None
     except (AttributeError, NotImplementedError, EOFError, OSError):
-        return None
+        return [] if is_lost(venv) else None
 
 
 def is_lost(venv: VecEnv | None) -> bool:
@@ -173,7 +178,8 @@ def schema(venv: VecEnv) -> Any:
         return state
 
     kept = {"np_random": optional(seeded), "layers": [layer, ...], "task": optional(str), "unknown": [str, ...]}
-    return optional([{"now": kept, "before": optional(kept)}] * venv.num_envs)
+    states = optional([{"now": kept, "before": optional(kept)}] * venv.num_envs)
+    return lambda name, value: value if value == [] else states(name, value)
 
 
 def begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -201,11 +207,17 @@ def begin_episodes(model: OffPolicyAlgorithm, content: dict[str, Any]) -> tuple[
 
 
 def _begin(venv: VecEnv, content: dict[str, Any]) -> tuple[Any, list[str]]:
-    saved, own, why, observations = content["environments"], read(venv), [], None
+    saved, own, why, observations = content["environments"], read(venv) or [], [], None
+    is_known = saved and own and all(each["now"]["np_random"] is not None for each in (*saved, *own))
     if content["seeds"] is not None:
+        # No episode had begun: the next reset begins the first one, whether or not there was one here
+        if is_known:
+            why = _put_back(venv, saved, own, "now")
         venv.unwrapped._seeds = list(content["seeds"])
-    elif not saved or not own or any(each["now"]["np_random"] is None for each in (*saved, *own)):
-        observations, why = venv.reset(), ["the environments' states are not known: put them into Monitor"]
+    elif not is_known:
+        ended = "their processes had ended or did not answer when it was saved"
+        reason = ended if saved == [] else "put them into Monitor"
+        observations, why = venv.reset(), [f"the environments' states are not known: {reason}"]
     else:
         observations, why = _begin_again(venv, saved, own, content["boundary"])
     # Which environments and wrappers may keep something that is not stored
@@ -219,24 +231,39 @@ def _begin(venv: VecEnv, content: dict[str, Any]) -> tuple[Any, list[str]]:
     return observations, why
 
 
-def _begin_again(venv: VecEnv, saved: list[Any], own: list[Any], boundary: bool) -> tuple[Any, list[str]]:
-    """Restore the environments to where they were before their last reset if all of them had just begun, or else to now."""
-    why = []
+def _put_back(venv: VecEnv, saved: list[Any], own: list[Any], when: str) -> list[str]:
+    """:return: why the environments are not where they were "now", when they were saved, or "before" their last reset"""
     names = [[[name for name, _ in each["now"]["layers"]] for each in states] for states in (saved, own)]
-    if names[0] != names[1]:
-        why.append(f"the environments with a state were {names[0][0]} and are {names[1][0]}")
-    venv.reset()  # the first reset of a VecEnv seeds its environments
-    again = boundary and all(each["before"] and each["before"]["np_random"] for each in saved)
     for index, each in enumerate(saved):
-        kept = (each["before"] if again else each["now"]) | ({} if names[0] == names[1] else {"layers": []})
+        kept = each[when] | ({} if names[0] == names[1] else {"layers": []})
         if failed := venv.env_method("checkpoint_restore", kept, indices=[index])[0]:
             raise RuntimeError(failed)
+    return [] if names[0] == names[1] else [f"the environments with a state were {names[0][0]} and are {names[1][0]}"]
+
+
+def _begin_again(venv: VecEnv, saved: list[Any], own: list[Any], boundary: bool) -> tuple[Any, list[str]]:
+    """Restore the environments to where they were before their last reset if all of them had just begun, or else to now."""
+    # Seeds and options are for the first reset, which was another one
+    venv.unwrapped._reset_seeds()
+    venv.unwrapped._reset_options()
+    again = boundary and all(each["before"] and each["before"]["np_random"] for each in saved)
+    why = _put_back(venv, saved, own, "before" if again else "now")
     observations = venv.reset()
-    if not again:
+    if not boundary:
         why.append("it was written in the middle of an episode")
+    elif not again:
+        why.append("the environments' states before their last reset are not known: train with ResumableCheckpoint")
     elif [each["now"] for each in read(venv) or ()] != [each["now"] for each in saved]:
         why.append("reset() has left an environment in another state")
     return observations, why
+
+
+def begin_at(model: OffPolicyAlgorithm, observations: Any) -> None:
+    """Tell the model what the environments' reset has returned, as ``learn()`` does."""
+    normalize = model.get_vec_normalize_env()
+    model._last_obs = observations
+    model._last_original_obs = None if normalize is None else normalize.get_original_obs()
+    model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
 
 
 def digest(observations: Any) -> str:

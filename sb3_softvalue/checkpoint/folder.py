@@ -12,12 +12,18 @@ import json
 import os
 import pathlib
 import re
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from sb3_softvalue.checkpoint.schema import CheckpointError, like
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two processes from one folder there
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 # What is written; format 1, of version 0.1.0, is read too
 FORMAT, FORMATS = 2, (1, 2)
@@ -26,8 +32,8 @@ FILES = ("state.json", "tensors.pt")
 # One for each number
 _NAME = re.compile(r"checkpoint-(\d{6}|[1-9]\d{6,})")
 _BLOCK = re.compile(r"[0-9a-f]{64}\.npy")
-# The process that has claimed each folder, this one or its parent
-_claimed: dict[str, int] = {}
+# The lock of each folder that this process has claimed, an open file; None without locks
+_claimed: dict[str, int | None] = {}
 
 
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -76,31 +82,33 @@ def claimed(folder: pathlib.Path) -> Iterator[None]:
     :param folder: of the run, made if it is not there; what dead processes have left in it is removed
     :raises CheckpointError: if another process has claimed it, or the system fails here or within
     """
-    key, process = str(folder.resolve()), os.getpid()
+    key = os.path.realpath(folder)  # also of a loop of links, which resolve() refuses with an error of its own
     with contextlib.ExitStack() as claim:
         try:
-            if _claimed.get(key) != process:
+            if key not in _claimed:
                 folder.mkdir(parents=True, exist_ok=True)
                 # Also where the lock's file of an earlier run can be written
                 tempfile.TemporaryFile(dir=folder).close()
-                claim.callback(_release, key, process, _lock(folder / ".lock"))
-                _claimed[key] = process
+                _claimed[key] = _lock(folder / ".lock")
+                claim.callback(_release, key)
                 sweep(folder)
             yield
         except OSError as error:
+            is_taken = isinstance(error, (FileExistsError, IsADirectoryError, NotADirectoryError)) and error.filename
+            place, advice = (error.filename, "remove it") if is_taken else (folder, "make room")
             raise CheckpointError(
-                f"The checkpoint could not be written to {folder!s:.200} ({error.strerror or error}): make room or choose "
+                f"The checkpoint could not be written to {place!s:.200} ({error.strerror or error}): {advice} or choose "
                 "another folder; older checkpoints there are complete."
             ) from error
 
 
 def _lock(path: pathlib.Path) -> int | None:
-    """:return: an open file that is locked for this process, but not for those that it forks; None without locks"""
-    if not hasattr(os, "lockf"):  # Windows: nothing keeps two processes from one folder there
+    """:return: an open file that is locked until it is closed, whoever else opens and closes it; None without locks"""
+    if fcntl is None:
         return None
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
     try:
-        os.lockf(descriptor, os.F_TLOCK, 0)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor
     except OSError as error:
         os.close(descriptor)
@@ -113,11 +121,15 @@ def _lock(path: pathlib.Path) -> int | None:
         return None
 
 
-def _release(key: str, process: int, descriptor: int | None) -> None:
-    if process == os.getpid():
-        del _claimed[key]
+def _release(*keys: str) -> None:
+    for key in keys:
+        descriptor = _claimed.pop(key, None)  # nothing in a forked process, which has released all
         if descriptor is not None:
             os.close(descriptor)
+
+
+if hasattr(os, "register_at_fork"):  # or a forked process would keep the lock when this one has ended
+    os.register_at_fork(after_in_child=lambda: _release(*_claimed))
 
 
 def sweep(folder: pathlib.Path) -> None:
@@ -127,7 +139,8 @@ def sweep(folder: pathlib.Path) -> None:
     for path in _named(folder).values():
         # Any other error ends this: a checkpoint that cannot be read now keeps its blocks
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            listed.update(_BLOCK.findall((path / MANIFEST).read_text(errors="replace")))
+            if stat.S_ISREG((path / MANIFEST).stat().st_mode):  # a pipe would be waited for
+                listed.update(_BLOCK.findall((path / MANIFEST).read_text(errors="replace")))
     with contextlib.suppress(FileNotFoundError):
         for name in filter(_BLOCK.fullmatch, set(os.listdir(folder / BLOCKS)) - listed):
             path = folder / BLOCKS / name

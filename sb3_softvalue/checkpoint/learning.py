@@ -10,12 +10,12 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn
 
@@ -33,13 +33,15 @@ class Stop(BaseException):
     """Ends a rollout or ``train()`` that takes too long after a signal."""
 
 
-def callbacks_of(root: Any) -> Iterator[Any]:
-    """:return: a callback and all that it calls"""
-    yield root
-    children = list(root.callbacks) if isinstance(root, CallbackList) else []
-    for child in (*children, getattr(root, "callback", None), getattr(root, "callback_on_new_best", None)):
-        if isinstance(child, BaseCallback):
-            yield from callbacks_of(child)
+def callbacks_of(root: BaseCallback) -> list[BaseCallback]:
+    """:return: a callback and all that it holds in an attribute or a list, each once: any of them it may call"""
+    found = [root]
+    for callback in found:
+        for value in vars(callback).values():
+            for child in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(child, BaseCallback) and child not in found:
+                    found.append(child)
+    return found
 
 
 def _stop_sampling(*args: Any, **kwargs: Any) -> Any:
@@ -115,6 +117,8 @@ class Learning:
         due_at = [saver.save_if_due(now) for saver in self.savers]
         # A signal may have come meanwhile
         self.next_at = 0.0 if self._interrupted_at is not None else min(due_at, default=float("inf"))
+        if now:
+            environments.abandon(self.model.env)
         return now
 
     def has_stopped(self, error: BaseException) -> bool:
@@ -122,7 +126,6 @@ class Learning:
         try:
             if self.root is not None and self._is_interrupt(error):
                 self.look(self.root)
-                environments.abandon(self.model.env)
                 return True
         except BaseException:
             self.end()
@@ -132,7 +135,7 @@ class Learning:
 
     def _begin(self, root: BaseCallback) -> None:
         """Begin a new call of ``learn()``."""
-        called = [saver for saver in self.savers if saver in list(callbacks_of(root))]
+        called = [saver for saver in self.savers if saver in callbacks_of(root)]
         self.end()  # of one that SB3 has not reported to have ended
         if not called:
             return

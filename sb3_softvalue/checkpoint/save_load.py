@@ -9,7 +9,6 @@ import warnings
 import weakref
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -54,7 +53,7 @@ def check_storable(model: OffPolicyAlgorithm) -> None:
     if not isinstance(model, OffPolicyAlgorithm):
         raise CheckpointError(f"Checkpoints are of SB3's off-policy algorithms, got {type(model).__name__}: use save().")
     if model.replay_buffer is None or model.env is None:
-        raise CheckpointError("The model has no replay buffer or no environment: a checkpoint is of a training, use save().")
+        raise CheckpointError("The model has no replay buffer or no environment: construct it with the env to train in.")
     replay.arrays_of(model.replay_buffer)
     state.noise_state(model)
 
@@ -129,8 +128,7 @@ def load_checkpoint(model: OffPolicyAlgorithm, folder: str | pathlib.Path) -> Re
         environments whose state is known; else it says why not
     :raises CheckpointError: if there is none, it is damaged, or it is of another model; the model is as before
     """
-    if model.replay_buffer is None or model.env is None:
-        raise CheckpointError("The model has no replay buffer or no environment: construct it with the env to continue with.")
+    check_storable(model)
     folder = pathlib.Path(folder)
     while True:
         found = folders.find(folder)
@@ -166,9 +164,8 @@ def _load(model: OffPolicyAlgorithm, path: pathlib.Path) -> Resumed:
         model._last_obs, why = environments.begin_episodes(model, content)
     except Exception as error:
         raise CheckpointError(f"The environments could not be reset ({error}): the model is as before.") from error
-    normalize = model.get_vec_normalize_env()
-    model._last_original_obs = None if normalize is None else normalize.get_original_obs()
-    model._last_episode_starts = np.ones((model.n_envs,), dtype=bool)
+    if model._last_obs is not None:
+        environments.begin_at(model, model._last_obs)
     try:
         replay.read_blocks(model, *blocks, fill=True)
     except (ValueError, OSError) as error:  # removed since it was checked: the next checkpoint is there

@@ -41,11 +41,14 @@ def optional(own: Any) -> Check:
     return lambda name, value: None if value is None else like(own, name, value)
 
 
+def scalar(name: str, value: Any) -> Any:
+    """Check for a number, infinity included."""
+    return value if isinstance(value, (bool, float)) else whole(-(2**63))(name, value)
+
+
 def numbers(name: str, value: Any) -> Any:
     """Check for a number, infinity included, or lists of them."""
-    if type(value) is list:
-        return [numbers(name, item) for item in value]
-    return value if isinstance(value, (bool, float)) else whole(-(2**63))(name, value)
+    return [numbers(name, item) for item in value] if type(value) is list else scalar(name, value)
 
 
 def like(own: Any, name: str, value: Any) -> Any:
@@ -139,9 +142,10 @@ def unpack(value: Any) -> Any:
     if isinstance(value, dict) and "__generator__" in value:
         return generator("generator", value["__generator__"])
     if isinstance(value, dict) and "__array__" in value:
-        array = np.array(numbers("array", value["__array__"]), dtype=like(str, "dtype", value["dtype"]))
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"an array has the type {array.dtype}")
+        dtype = np.dtype(like(str, "dtype", value["dtype"]))
+        if dtype.kind not in "biuf":  # text could be of any length
+            raise ValueError(f"an array has the type {dtype}")
+        array = np.array(numbers("array", value["__array__"]), dtype)
         return array.reshape(like([whole(), ...], "shape", value["shape"]))
     return {key: unpack(item) for key, item in value.items()} if isinstance(value, dict) else value
 

@@ -154,7 +154,9 @@ def tensors(model: OffPolicyAlgorithm) -> dict[str, Any]:
     """:return: parameters and optimizers, of types that ``torch.load(weights_only=True)`` reads"""
     parameters = model.get_parameters()
     for name, _ in _optimizers(model):
-        parameters[name] = {"state": parameters[name]["state"]}
+        moments, groups = parameters[name]["state"], parameters[name]["param_groups"]
+        # None for a parameter that no step has changed, as an unused one, so that none can be missing
+        parameters[name] = {"state": {index: moments.get(index) for group in groups for index in group["params"] if moments}}
     return {"parameters": parameters, "variables": _variables(model)}
 
 
@@ -171,8 +173,8 @@ def check(model: OffPolicyAlgorithm, content: Any, saved: Any) -> tuple[dict[str
     starts = [row] * model.n_envs if isinstance(buffer, HerReplayBuffer) else None
     own = {
         "counters": _COUNTERS | {name: each for name, each in _OPTIONAL.items() if hasattr(model, name)},
-        "episodes": [{"r": schema.numbers, "l": schema.numbers, ...: Any}, ...],
-        "successes": [schema.numbers, ...],
+        "episodes": [{"r": schema.scalar, "l": schema.scalar, ...: Any}, ...],
+        "successes": [schema.scalar, ...],
         "buffer": {"pos": row, "full": bool, "episode starts": starts},
         "VecNormalize": environments.moments(model.get_vec_normalize_env()),
         "random": schema.checked_random_state,
@@ -196,13 +198,21 @@ def check(model: OffPolicyAlgorithm, content: Any, saved: Any) -> tuple[dict[str
 
 
 def _moments(optimizer: th.optim.Optimizer) -> Check:
-    """:return: a check for the state of an optimizer: like that after one step, or empty where there was no step yet"""
+    """
+    :return: a check for the state of an optimizer: like that after one step, or None for a parameter that no step has changed;
+        empty where there was no step yet
+    """
     twin = copy.deepcopy(optimizer)
     for parameter in (parameter for group in twin.param_groups for parameter in group["params"]):
         parameter.grad = th.zeros_like(parameter)
     twin.step()
     own = twin.state_dict()["state"]
-    return lambda name, value: like({key: own[key] for key in own if key in value}, name, value)
+
+    def check(name: str, value: Any) -> dict[Any, Any]:
+        checked = like({key: optional(each) for key, each in own.items()} if value else {}, name, value)
+        return {key: each for key, each in checked.items() if each is not None}
+
+    return check
 
 
 def apply(model: OffPolicyAlgorithm, saved: dict[str, Any], saved_tensors: dict[str, Any]) -> None:
