@@ -89,6 +89,20 @@ def test_within_a_long_gradient_step(tmp_path):
     assert other.num_timesteps == 60
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the one that is lost
+def test_an_interrupt_that_is_lost_is_repeated(tmp_path):
+    """Python drops an exception that a signal raises in ``__del__``, or in a weak reference's callback."""
+
+    class Dropped:
+        def __del__(self) -> None:
+            time.sleep(600)
+
+    model = make(algorithm=SAC)
+    slow = [lambda: time.sleep(600), Dropped]
+    model.actor.mu.register_forward_hook(lambda *_: slow.pop()() and None if model.num_timesteps == 60 else None)
+    assert terminated(model, tmp_path) < 10 and not slow
+
+
 @pytest.mark.parametrize("algorithm", [SACV, SAC])
 def test_within_a_long_episode(algorithm, tmp_path):
     env: Any = [lambda: Slow(gym.make("Pendulum-v1", max_episode_steps=10**6), 0.02)]

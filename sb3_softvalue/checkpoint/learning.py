@@ -22,7 +22,7 @@ from stable_baselines3.common.type_aliases import RolloutReturn
 from sb3_softvalue.checkpoint import environments
 
 # Seconds after a signal: until then a rollout may end by itself, and then a gradient step; between two alarms
-ROLLOUT_ENDS, STEP_ENDS, RETRY = 2.0, 3.0, 0.01
+ROLLOUT_ENDS, STEP_ENDS, RETRY, LOST = 2.0, 3.0, 0.01, 1.0
 # Seconds within which a signal arrives that the processes of the environments have received already
 _SIGNAL_ARRIVES = 0.3
 # Windows has no alarm: there the rollout or train() ends by itself
@@ -233,7 +233,8 @@ class Learning:
                 within = name
             frame = frame.f_back
         if within == "collect_rollouts" or (within == "train" and waited > STEP_ENDS):
-            self._alarm(0.0)
+            # Once more if that is lost, as an exception in __del__ or in a weak reference's callback is
+            self._alarm(LOST)
             raise Stop
         if within == "train":
             # A gradient step begins with its batch: between two of them nothing is half done
