@@ -327,14 +327,15 @@ HABITS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("verbose", [0, 1])
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kwargs, reason", HABITS.values(), ids=HABITS)
-def test_what_a_graph_would_not_repeat_runs_eagerly(kwargs, reason, verbose, monkeypatch, compilations):
+def test_what_a_graph_would_not_repeat_runs_eagerly(kwargs, reason, threads, monkeypatch, compilations):
+    monkeypatch.setattr(threading, "active_count", lambda: threads)
     monkeypatch.setattr(choice, "BREAK_EVEN_UPDATES", 1)
     monkeypatch.setattr(choice, "EAGER_UPDATES", 0)
     options: dict[str, Any] = dict(kwargs) if "use_sde" in kwargs else dict(policy_kwargs=dict(net_arch=[8]) | kwargs)
     expected = filled(box_env(), execution="eager", **options)
-    model = filled(box_env(), verbose=verbose, **options)
+    model = filled(box_env(), **options)
     random.seed(0)
     run(expected, (5, 1.0), (3, 1.0))
     random.seed(0)

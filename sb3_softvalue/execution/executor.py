@@ -165,18 +165,25 @@ def _observed_gradients(
     gradients = eager_gradients(*update)
     # By the networks, or by another thread: these generators are the whole process's
     drawn = [name for name, state in generators.items() if state() != before[name]]
-    if problem is None and drawn and not (threading.active_count() > 1 and _repeats(gradients, eager_gradients(*update))):
-        problem = f"a network draws random numbers ({', '.join(drawn)})"
     is_same = [buffer._version for buffer in buffers] == versions and all(map(operator.is_, objective.buffers(), buffers))
+    if problem is None and drawn and not (is_same and threading.active_count() > 1 and _repeats(gradients, update)):
+        problem = f"a network draws random numbers ({', '.join(drawn)})"
     if problem is None and not is_same:
         problem = "a network changes its buffers, as batch normalization does"
     return gradients, problem
 
 
-def _repeats(first: Gradients, second: Gradients) -> bool:
-    """:return: whether an update gave the same twice, as it does if its networks draw no random numbers"""
+def _repeats(first: Gradients, update: tuple[Any, ...]) -> bool:
+    """:return: whether an update gives the same again: its networks draw nothing. If they do, the generators are as before."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with th.random.fork_rng(range(th.cuda.device_count())):
+        second = eager_gradients(*update)
     pairs = zip((*first[0], first[1]), (*second[0], second[1]), strict=True)
-    return all(a is b or (a is not None and b is not None and th.allclose(a, b)) for a, b in pairs)
+    is_same = all(a is b or (a is not None and b is not None and th.allclose(a, b)) for a, b in pairs)
+    if not is_same:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+    return is_same
 
 
 def _numpy_state() -> Any:
