@@ -9,6 +9,7 @@ The functions contain no networks and stop no gradients: the caller does (see ``
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch as th
 from torch.nn import functional as F
@@ -159,7 +160,10 @@ def temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entrop
     return -(log_ent_coef * (log_prob + target_entropy)).mean()
 
 
-@th.no_grad()
+# The function for one decay is created once, as this takes as long as the update itself
+_moving_average = lru_cache(get_ema_multi_avg_fn)
+
+
 def polyak_update(params: Sequence[th.Tensor], target_params: Sequence[th.Tensor], tau: float) -> None:
     """
     Moving average of the target network, last line of algorithm 1, in place: ψ̄ ← τ·ψ + (1 - τ)·ψ̄.
@@ -169,4 +173,4 @@ def polyak_update(params: Sequence[th.Tensor], target_params: Sequence[th.Tensor
     :param tau: 1 copies ``params``
     """
     # One call for all parameters
-    get_ema_multi_avg_fn(1.0 - tau)(list(target_params), list(params), None)
+    _moving_average(1.0 - tau)(list(target_params), list(params), None)

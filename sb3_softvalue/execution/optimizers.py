@@ -7,7 +7,10 @@ whether optimizers and parameters have hooks.
 """
 
 import operator
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch as th
@@ -15,6 +18,8 @@ from torch import nn
 
 from sb3_softvalue.execution.captured import CapturedGraph, is_capturable
 
+# Adam's state of a parameter: averages of the gradient and of its square, and the number of steps
+_STATE = ("exp_avg", "exp_avg_sq", "step")
 # True for decoupled weight decay (AdamW)
 _KERNELS: dict[bool, Any] = {False: getattr(th, "_fused_adam_", None), True: getattr(th, "_fused_adamw_", None)}
 # Identical steps before one is captured: a capture costs as much as about ten steps
@@ -39,21 +44,27 @@ class AdamState:
     """
 
     def __init__(self, optimizer: th.optim.Optimizer, params: list[th.Tensor]):
-        self.params = params
-        self.states = [optimizer.state[param] for param in params]
-        self.counter = th.stack([state["step"] for state in self.states])
-        self._present = list(optimizer.state.values())
-        self._steps = self.counter.unbind()
-        for state, step in zip(self.states, self._steps, strict=True):
+        states = [optimizer.state[param] for param in params]
+        self.counter = th.stack([state["step"] for state in states])
+        for state, step in zip(states, self.counter.unbind(), strict=True):
             state["step"] = step
+        self.params = params
+        self.averages, self.squares, self.steps = ([state[name] for state in states] for name in _STATE)
+        self._states = states
+        self._present = list(optimizer.state.values())
+        self._tensors = self._find_tensors()
 
     def is_current(self, optimizer: th.optim.Optimizer, params: list[th.Tensor]) -> bool:
         """:return: whether this is still the state of these parameters"""
         return (
             _are_identical(params, self.params)
             and _are_identical(optimizer.state.values(), self._present)
-            and _are_identical([state["step"] for state in self.states], self._steps)
+            and _are_identical(self._find_tensors(), self._tensors)
         )
+
+    def _find_tensors(self) -> list[Any]:
+        """:return: everything in the state"""
+        return list(chain.from_iterable(map(dict.values, self._states)))
 
 
 class OptimizerStep:
@@ -68,8 +79,8 @@ class OptimizerStep:
     def __init__(self) -> None:
         # By id of the optimizer
         self._known: dict[int, AdamState] = {}
-        # By ids of the optimizers that share a call
-        self._repeated: dict[tuple[int, ...], RepeatedStep] = {}
+        # By the states that share a call
+        self._joint: dict[tuple[AdamState, ...], JointStep] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Graphs cannot be copied: a copy starts without
@@ -90,7 +101,7 @@ class OptimizerStep:
         :param max_grad_norm: maximum gradient norm of each optimizer; None does not clip
         :param found_inf: flag on the device, shape (): 1 skips the step; None always steps
         """
-        together: dict[Any, dict[int, AdamState]] = {}
+        together: dict[Any, list[AdamState]] = {}
         remaining = iter(gradients)
         for optimizer, own in zip(optimizers, params, strict=True):
             is_complete = _set_gradients(own, remaining)
@@ -99,13 +110,16 @@ class OptimizerStep:
             options = fused_adam_options(optimizer) if is_complete else None
             state = None if options is None else self._state(optimizer, own)
             if state is not None:
-                together.setdefault((options, own[0].dtype), {})[id(optimizer)] = state
+                together.setdefault((options, own[0].dtype), []).append(state)
             elif found_inf is None or not found_inf.item():
                 # step() has no such flag: reading it synchronizes with the device
                 _clear_frozen(optimizer)
                 optimizer.step()
-        for (options, _), members in together.items():
-            self._step_together(options, members, found_inf)
+        for (options, _), states in together.items():
+            key = tuple(states)
+            if key not in self._joint:
+                self._joint[key] = JointStep(states)
+            self._joint[key](options, found_inf)
 
     def _state(self, optimizer: th.optim.Optimizer, own: list[th.Tensor]) -> AdamState | None:
         """
@@ -115,51 +129,80 @@ class OptimizerStep:
         """
         state = self._known.get(id(optimizer))
         if state is None or not state.is_current(optimizer, own):
-            if not own or not all(optimizer.state.get(param) for param in own):
+            if not own or not all(optimizer.state.get(param) for param in own) or len({param.dtype for param in own}) > 1:
                 return None
+            self._joint = {states: step for states, step in self._joint.items() if state not in states}
             state = self._known[id(optimizer)] = AdamState(optimizer, own)
-        return state if len({param.dtype for param in own}) == 1 else None
+        return state
 
-    def _step_together(self, options: tuple[Any, ...], members: dict[int, AdamState], found_inf: th.Tensor | None) -> None:
+
+class JointStep:
+    """
+    One call of the fused kernel for several optimizers. On a GPU it becomes a CUDA graph after many calls with the same
+    addresses and options; with a learning rate that changes at each step it never does. The results are bitwise identical.
+
+    :param states: states of optimizers with the same options
+    """
+
+    def __init__(self, states: Sequence[AdamState]):
+        self.params, self.averages, self.squares, self.steps = (
+            [tensor for state in states for tensor in getattr(state, name)]
+            for name in ("params", "averages", "squares", "steps")
+        )
+        self.counters = [state.counter for state in states]
+        self._key: Any = None
+        self._n_equal = 0
+        self._graph: CapturedGraph | None = None
+
+    def __call__(self, options: tuple[Any, ...], found_inf: th.Tensor | None) -> None:
         """
         :param options: see ``fused_adam_options``
-        :param members: states of the optimizers that share these options, by id
-        :param found_inf: see ``__call__``
+        :param found_inf: see ``OptimizerStep``
         """
-        params = [param for member in members.values() for param in member.params]
-        states = [state for member in members.values() for state in member.states]
-        gradients = [param.grad for param in params]
-        averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        counters = [member.counter for member in members.values()]
-        is_decoupled, lr, (beta1, beta2), weight_decay, eps = options
-
-        def step(found_inf: th.Tensor | None) -> None:
-            with th.no_grad():
-                for counter in counters:
-                    counter.add_(1 if found_inf is None else 1 - found_inf)
-                _KERNELS[is_decoupled](
-                    params,
-                    gradients,
-                    averages,
-                    squares,
-                    [],
-                    steps,
-                    lr=lr,
-                    beta1=beta1,
-                    beta2=beta2,
-                    weight_decay=weight_decay,
-                    eps=eps,
-                    amsgrad=False,
-                    maximize=False,
-                    found_inf=found_inf,
-                )
-
+        gradients = [param.grad for param in self.params]
         if found_inf is None or not is_capturable(found_inf.device):
-            step(found_inf)
+            self._step(options, gradients, found_inf)
             return
-        repeated = self._repeated.setdefault(tuple(members), RepeatedStep())
-        tensors = (*params, *gradients, *averages, *squares, *steps)
-        repeated(step, found_inf, (options, [tensor.data_ptr() for tensor in tensors]))
+        tensors = (*self.params, *gradients, *self.averages, *self.squares, *self.steps)
+        key = options, [tensor.data_ptr() for tensor in tensors]
+        if key != self._key:
+            self._key, self._n_equal, self._graph = key, 0, None
+        self._n_equal += 1
+        if self._n_equal == _CALLS_BEFORE_CAPTURE:
+            # 1: the warm-up calls of a capture must not step. If it fails, steps continue without a graph.
+            with suppress(RuntimeError):
+                self._graph = CapturedGraph(partial(self._step, options, gradients), [th.ones_like(found_inf)])
+        if self._graph is None:
+            self._step(options, gradients, found_inf)
+        else:
+            self._graph([found_inf])
+
+    @th.no_grad()
+    def _step(self, options: tuple[Any, ...], gradients: list[th.Tensor | None], found_inf: th.Tensor | None) -> None:
+        """
+        :param options: see ``fused_adam_options``
+        :param gradients: of all parameters
+        :param found_inf: see ``OptimizerStep``
+        """
+        is_decoupled, lr, (beta1, beta2), weight_decay, eps = options
+        for counter in self.counters:
+            counter.add_(1 if found_inf is None else 1 - found_inf)
+        _KERNELS[is_decoupled](
+            self.params,
+            gradients,
+            self.averages,
+            self.squares,
+            [],
+            self.steps,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=weight_decay,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+            found_inf=found_inf,
+        )
 
 
 def _set_gradients(params: list[th.Tensor], gradients: Iterator[th.Tensor | None]) -> bool:
@@ -196,38 +239,6 @@ def _clear_frozen(optimizer: th.optim.Optimizer) -> None:
         for param in group["params"]:
             if not param.requires_grad:
                 param.grad = None
-
-
-class RepeatedStep:
-    """
-    An optimizer step that becomes a CUDA graph after many calls with the same addresses and options. With a learning rate
-    that changes at each step it never does. The results are bitwise identical.
-    """
-
-    def __init__(self) -> None:
-        self._key: Any = None
-        self._n_equal = 0
-        self._graph: CapturedGraph | None = None
-
-    def __call__(self, step: Callable[[th.Tensor], None], found_inf: th.Tensor, key: Any) -> None:
-        """
-        :param step: function that steps, unless its argument is 1
-        :param found_inf: see ``OptimizerStep``
-        :param key: all options and addresses that the step depends on
-        """
-        if key != self._key:
-            self._key, self._n_equal, self._graph = key, 0, None
-        self._n_equal += 1
-        if self._n_equal == _CALLS_BEFORE_CAPTURE:
-            try:
-                # 1: the warm-up calls of a capture must not step
-                self._graph = CapturedGraph(step, [th.ones_like(found_inf)])
-            except RuntimeError:  # continue without a graph
-                self._graph = None
-        if self._graph is None:
-            step(found_inf)
-        else:
-            self._graph([found_inf])
 
 
 def fused_adam_options(optimizer: th.optim.Optimizer) -> tuple[Any, ...] | None:
