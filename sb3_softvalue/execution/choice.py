@@ -23,6 +23,8 @@ class Choice(NamedTuple):
     """One of ``EXECUTIONS`` except "auto"."""
     reason: str
     """Rest of a sentence"""
+    is_final: bool = True
+    """False if more updates may change it"""
 
 
 def unsupported_reason(execution: str, device: th.device) -> str | None:
@@ -68,21 +70,12 @@ def remaining_updates(model: OffPolicyAlgorithm) -> float:
     return timesteps * model.gradient_steps / (model.train_freq.frequency * model.n_envs)
 
 
-def amortizes(n_certain: int, n_updates: float) -> bool:
-    """
-    :param n_certain: gradient steps that the model has done and will do in this ``train()``
-    :param n_updates: gradient steps that the model has done and will do in this ``learn()``, unless it stops early
-    :return: whether to compile now
-    """
-    return n_updates >= BREAK_EVEN_UPDATES and n_certain > EAGER_UPDATES
-
-
 def choose(requested: str, device: th.device, n_certain: int, n_updates: float, before: str | None) -> Choice:
     """
     :param requested: one of ``EXECUTIONS``
     :param device: device of the networks
-    :param n_certain: see ``amortizes``
-    :param n_updates: see ``amortizes``
+    :param n_certain: gradient steps that the model has done and will do in this ``train()``
+    :param n_updates: gradient steps that the model has done and will do in this ``learn()``, unless it stops early
     :param before: what "auto" resolved to before; None before the first choice
     :return: the execution and the reason
     :raises ValueError: if it was requested explicitly and this machine cannot run it
@@ -99,8 +92,11 @@ def choose(requested: str, device: th.device, n_certain: int, n_updates: float, 
         return Choice(fast, "it was requested")
     if problem is not None:
         return Choice("eager", problem)
-    if fast == "compiled" and before != "compiled" and not amortizes(n_certain, n_updates):
-        if n_updates >= BREAK_EVEN_UPDATES:
-            return Choice("eager", f"compilation follows after {EAGER_UPDATES} updates, if training has not stopped")
-        return Choice("eager", f"compilation pays off from {BREAK_EVEN_UPDATES} updates, this run has {n_updates:.0f}")
+    if fast == "compiled" and before != "compiled":
+        if n_updates < BREAK_EVEN_UPDATES:
+            reason = f"compilation pays off from {BREAK_EVEN_UPDATES} updates, this run has {n_updates:.0f}"
+            return Choice("eager", reason, is_final=False)
+        if n_certain <= EAGER_UPDATES:
+            reason = f"compilation follows after {EAGER_UPDATES} updates, if training has not stopped"
+            return Choice("eager", reason, is_final=False)
     return Choice(fast, f"it pays off with {n_updates:.0f} updates")

@@ -11,7 +11,7 @@ import numpy as np
 import torch as th
 
 from sb3_softvalue.execution.captured import CapturedGradients
-from sb3_softvalue.execution.choice import amortizes, check_autocast, choose
+from sb3_softvalue.execution.choice import check_autocast, choose
 from sb3_softvalue.execution.compiled import CompiledGradients
 from sb3_softvalue.execution.matmul import PreferOneDNN
 from sb3_softvalue.objective import (
@@ -42,7 +42,7 @@ class Executor:
     def _reset(self) -> None:
         """Start without compiled functions."""
         self._gradients: GradientFunction | None = None
-        self._settled = False
+        self._is_final = False
         self._is_observed = False
         self._matmul: tuple[Any, PreferOneDNN] | None = None
 
@@ -58,21 +58,20 @@ class Executor:
         Choose the execution of the next gradient steps.
 
         :param device: device of the networks
-        :param n_certain: gradient steps that the model has done and will do in this ``train()``
-        :param n_updates: gradient steps that the model has done and will do in this ``learn()``, unless it stops early
+        :param n_certain: see ``choose``
+        :param n_updates: see ``choose``
         :raises ValueError: if the execution was requested explicitly and this machine cannot run it
         :raises RuntimeError: inside ``torch.autocast``
         """
         check_autocast(device)
-        if self._settled or (self._gradients is not None and not amortizes(n_certain, n_updates)):
+        if self._is_final:
             return
         choice = choose(self.requested, device, n_certain, n_updates, self.resolved)
         if self._gradients is None or choice.execution != self.resolved:
             if self.requested == "auto" and self.verbose:
                 print(f"Updates run with execution={choice.execution!r}: {choice.reason}")
             self._use(choice.execution, device)
-        # Only an eager "auto" may still change, when more updates follow
-        self._settled = choice.execution != "eager" or self.requested == "eager" or amortizes(n_certain, n_updates)
+        self._is_final = choice.is_final
 
     def _use(self, execution: str, device: th.device) -> None:
         """
