@@ -1,10 +1,11 @@
 """
-SACV with RL Zoo's settings against SB3's SAC on HalfCheetah-v5, at equal steps.
+SACV with RL Zoo's settings against SB3's SAC: at equal steps, and at equal minutes.
 
     python -m benchmarks.studies.tuned
 
 Reads the finished runs of benchmarks/results: learning and mixed (SAC and SACV with SB3's defaults, the same seeds on two
-processors, whose rounding differs) and tuned. Writes table.md and curves.png to benchmarks/results/tuned.
+processors, whose rounding differs) and tuned. Minutes are those of tuned, whose runs are all of one processor. Writes
+steps.md, minutes.md and curves.png to benchmarks/results/tuned.
 """
 
 import numpy as np
@@ -18,70 +19,107 @@ from benchmarks.learning.run import ROOT
 from benchmarks.learning.tasks import ALGORITHMS
 from sb3_softvalue.figures import new_figure
 
-TASK, RETURN = "HalfCheetah-v5", 4000.0
 RESULTS = ROOT / "benchmarks" / "results"
-TUNED = "sacv-normalized-gs-2"
-TITLES = {"sac": "SAC", "sacv": "SACV, SB3's defaults", TUNED: "SACV, RL Zoo's settings"}
+SB3S = {"sac": "SAC", "sacv": "SACV, SB3's defaults"}
+NORMALIZED = {"sacv-normalized": "SACV, normalized prior", "sacv-normalized-gs-2": "SACV, normalized prior, gradient_steps=2"}
+TWO_STEPS = {"sacv-gs-2": "SACV, gradient_steps=2"}
+TUNED = {"HalfCheetah-v5": NORMALIZED, "Hopper-v5": TWO_STEPS, "Walker2d-v5": TWO_STEPS}
+RETURN = {"HalfCheetah-v5": 4000.0}
 
 
-def returns(folders: dict[str, FinishedRuns], algorithm: str) -> pd.DataFrame:
+def returns(folders: dict[str, FinishedRuns], task: str, algorithm: str) -> pd.DataFrame:
     """:return: of every run in any folder, one row each and one column for each evaluation"""
-    return pd.concat([runs.table(TASK, algorithm) for runs in folders.values()], ignore_index=True)
-
-
-def first_at(table: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """:return: ``x`` at each run's first evaluation that reaches the return, infinite if there is none"""
-    return np.where(table >= RETURN, x, np.inf).min(axis=1)
+    tables = [runs.table(task, algorithm) for runs in folders.values()]
+    return pd.concat([table for table in tables if not table.empty], ignore_index=True)
 
 
 def compare(ours: np.ndarray, sac: np.ndarray) -> list[str]:
-    """:return: the IQM, its ratio to SAC's and the probability that a run scores higher than one of SAC, with intervals"""
+    """:return: the ratio of the IQMs and the probability that a run scores higher than one of SAC, with intervals"""
 
     def ratio(a: np.ndarray, b: np.ndarray) -> float:
         return iqm(a) / iqm(b)
 
     probability = probability_of_improvement(ours[:, None], sac[:, None])
     return [
-        with_interval(iqm(ours), interval(iqm, ours)),
         with_interval(ratio(ours, sac), interval(ratio, ours, sac), 2),
         with_interval(probability, interval(probability_of_improvement, ours, sac), 2),
     ]
 
 
-def by_steps(folders: dict[str, FinishedRuns]) -> str:
-    """:return: the table over steps"""
-    lines, scores = [], {name: score(returns(folders, name).to_numpy()[:, -3:]) for name in TITLES}
-    for name, title in TITLES.items():
-        table = returns(folders, name)
-        steps = first_at(table.to_numpy(), table.columns.to_numpy())
-        middle = number(float(np.median(steps)), 0) if np.isfinite(np.median(steps)) else "never"
-        against = compare(scores[name], scores["sac"])
-        lines.append([title, str(len(table)), against[0], *(against[1:] if name != "sac" else ["1", "–"]), middle])
-    return markdown(
-        ["after 100,000 steps", "runs", "score, IQM", "ratio to SAC", "P(higher than SAC)", "steps to 4000"], lines
-    )
+def middle_score(scores: np.ndarray) -> str:
+    """:return: the IQM with its interval"""
+    return with_interval(iqm(scores), interval(iqm, scores), 0)
 
 
-def draw(folders: dict[str, FinishedRuns]) -> None:
+def finished(folders: dict[str, FinishedRuns], task: str, titles: dict[str, str]) -> dict[str, str]:
+    """:return: the titles of the algorithms that have runs in tuned"""
+    return {name: title for name, title in titles.items() if not folders["tuned"].table(task, name).empty}
+
+
+def by_steps(folders: dict[str, FinishedRuns], tasks: list[str]) -> str:
+    """:return: the table at equal steps"""
+    lines = []
+    for task in tasks:
+        titles = SB3S | finished(folders, task, TUNED[task])
+        scores = {name: score(returns(folders, task, name).to_numpy()[:, -3:]) for name in titles}
+        for name, title in titles.items():
+            against = ["1", "–"] if name == "sac" else compare(scores[name], scores["sac"])
+            lines.append([task, title, str(len(scores[name])), middle_score(scores[name]), *against])
+    return markdown(["after 100,000 steps", "algorithm", "runs", "score, IQM", "ratio to SAC", "P(higher than SAC)"], lines)
+
+
+def first_minute(folders: dict[str, FinishedRuns], task: str, algorithm: str) -> str:
+    """:return: median CPU minutes until the first evaluation that reaches the task's return"""
+    if task not in RETURN:
+        return "–"
+    runs = folders["tuned"]
+    reached = np.where(runs.table(task, algorithm) >= RETURN[task], runs.minutes(task, algorithm), np.inf).min(axis=1)
+    return number(float(np.median(reached)), 1)
+
+
+def by_minutes(folders: dict[str, FinishedRuns], tasks: list[str]) -> str:
+    """:return: the table at equal minutes: SAC's score is that of the steps it has done when SACV has done all of its own"""
+    lines, runs = [], folders["tuned"]
+    for task in tasks:
+        titles = finished(folders, task, {"sac": "SAC"} | TUNED[task])
+        if "sac" not in titles:
+            continue
+        sac_minutes, sac_returns = runs.minutes(task, "sac").median(), returns(folders, task, "sac")
+        for name, title in titles.items():
+            minutes = float(runs.minutes(task, name).iloc[:, -1].median())
+            steps = sac_minutes.index[sac_minutes <= minutes]
+            ours, sac = score(returns(folders, task, name).to_numpy()[:, -3:]), score(sac_returns[steps[-3:]].to_numpy())
+            against = ["–", "1", "–"] if name == "sac" else [f"{middle_score(sac)} ({steps[-1]:,})", *compare(ours, sac)]
+            until = first_minute(folders, task, name)
+            lines.append([task, title, number(minutes, 1), middle_score(ours), *against, until])
+    heads = ["score, IQM", "SAC's score in these minutes (steps)", "ratio", "P(higher than SAC)", "minutes to 4000"]
+    return markdown(["", "algorithm", "CPU minutes of 100,000 steps", *heads], lines)
+
+
+def draw(folders: dict[str, FinishedRuns], tasks: list[str]) -> None:
     """Curves over steps."""
-    figure, grid = new_figure("HalfCheetah-v5: IQM over runs, band: 95 % interval", height=4.0)
-    axes = grid[0, 0]
-    for name, title in TITLES.items():
-        table, colour = returns(folders, name), ALGORITHMS[name].colour
-        middle, band = curve_interval(table.to_numpy())
-        axes.plot(table.columns / 1000, middle, color=colour, label=f"{title}, {len(table)} runs")
-        axes.fill_between(table.columns / 1000, *band, color=colour, alpha=0.2, linewidth=0)
-    axes.set(xlabel="thousand time steps", ylabel="return, mean of 10 episodes")
-    axes.legend(frameon=False)
+    title = "IQM of the return over runs, band: 95 % interval"
+    figure, (panels, *_) = new_figure(title, n_columns=len(tasks), height=4.0)
+    legend = {}
+    for axes, task in zip(panels, tasks, strict=True):
+        for name, label in (SB3S | finished(folders, task, TUNED[task])).items():
+            table = returns(folders, task, name)
+            middle, band = curve_interval(table.to_numpy())
+            [line] = axes.plot(table.columns / 1000, middle, color=ALGORITHMS[name].colour)
+            axes.fill_between(table.columns / 1000, *band, color=line.get_color(), alpha=0.2, linewidth=0)
+            legend[label] = line
+        axes.set(xlabel="thousand time steps", title=task)
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(RESULTS / "tuned" / "curves.png")
 
 
 def main() -> None:
     folders = {name: FinishedRuns(RESULTS / name) for name in ("learning", "mixed", "tuned")}
-    text = by_steps(folders)
-    (RESULTS / "tuned" / "table.md").write_text(text)
-    print(text)
-    draw(folders)
+    tasks = [task for task, titles in TUNED.items() if finished(folders, task, titles)]
+    for name, text in (("steps", by_steps(folders, tasks)), ("minutes", by_minutes(folders, tasks))):
+        (RESULTS / "tuned" / f"{name}.md").write_text(text)
+        print(text)
+    draw(folders, tasks)
 
 
 if __name__ == "__main__":
