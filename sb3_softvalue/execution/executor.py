@@ -1,6 +1,5 @@
 """Computes the gradients of an update with the chosen backend."""
 
-import operator
 import random
 import threading
 import warnings
@@ -158,13 +157,12 @@ def _observed_gradients(
         problem = None
     generators = {"NumPy": _numpy_state, "Python": random.getstate, "PyTorch": _torch_state}
     before = {name: state() for name, state in generators.items()}
-    buffers = list(objective.buffers())
-    versions = [buffer._version for buffer in buffers]
+    buffers = [buffer.clone() for buffer in objective.buffers()]
     update = objective, params, inputs, update_actor
     gradients = eager_gradients(*update)
     # By the networks, or by another thread: these generators are the whole process's
     drawn = [name for name, state in generators.items() if state() != before[name]]
-    is_same = [buffer._version for buffer in buffers] == versions and all(map(operator.is_, objective.buffers(), buffers))
+    is_same = all(map(th.equal, objective.buffers(), buffers))
     if problem is None and drawn and not (is_same and threading.active_count() > 1 and _repeats(gradients, update)):
         problem = f"a network draws random numbers ({', '.join(drawn)})"
     if problem is None and not is_same:
