@@ -192,6 +192,8 @@ def test_vec_normalize_outside():
     images = VecNormalize(VecTransposeImage(env_of(IMAGE)), norm_obs=False)
     small(SACV, images, policy="CnnPolicy", policy_kwargs=policy_kwargs).learn(25)
     small(SACV, VecNormalize(VecFrameStack(env_of(OBSERVATIONS), 2))).learn(25)
+    # Only the outermost one gives what is stored
+    small(SACV, VecNormalize(VecFrameStack(VecNormalize(env_of(OBSERVATIONS)), 2))).learn(25)
 
 
 def test_bad_option_at_load(tmp_path):

@@ -158,7 +158,9 @@ def test_a_batch_that_is_not_finite(execution):
     train(model, 3)
     model.replay_buffer.rewards[:] = np.nan
     before = [tensor.clone() for tensor in model.policy.state_dict().values()]
-    message = r"critic_loss.* of update 4 is not finite; largest in its batch: .* dones 0, rewards nan.*The update was skipped"
+    message = (
+        r"critic_loss.* of update 4 is not finite; largest in the last batch: .* dones 0, rewards nan.*The update was skipped"
+    )
     with pytest.raises(NonFiniteError, match=message) as error:
         train(model, 2)
     assert error.value.quantity == "loss"
@@ -171,9 +173,7 @@ def test_huge_observations_are_named():
     model = filled(box_env(), execution="eager")
     for observations in (model.replay_buffer.observations, model.replay_buffer.next_observations):
         observations *= 1e30
-    message = (
-        r"update 1 is not finite; largest in its batch: observations 9\.\d+e\+29, .* rewards \d\.\d+,.* scale observations"
-    )
+    message = r"update 1 is not finite; largest in the last batch: observations 9\.\d+e\+29, .* rewards \d\.\d+,"
     with pytest.raises(NonFiniteError, match=message):
         train(model, 1)
 
@@ -185,7 +185,7 @@ def test_a_gradient_that_is_not_finite():
     model.value.vf[0].register_forward_hook(lambda module, inputs, output: th.sqrt((output * 0.0).abs()))
     before = [tensor.clone() for tensor in model.policy.state_dict().values()]
     with pytest.raises(
-        NonFiniteError, match="A gradient of update 1 is not finite; largest in its batch: observations 0"
+        NonFiniteError, match="A gradient of update 1 is not finite; largest in the last batch: observations 0"
     ) as error:
         train(model, 1)
     assert error.value.quantity == "gradient"
