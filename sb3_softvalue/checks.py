@@ -1,4 +1,4 @@
-"""Checks that refuse invalid arguments in one sentence before any work starts, and hints about slow failures."""
+"""Checks of arguments that SB3 would notice late or never, before any work starts, and hints about slow failures."""
 
 import math
 import numbers
