@@ -386,8 +386,9 @@ ODD: dict[str, list[Any]] = {
     ],
 }
 OF_SAC = inspect.signature(SAC).parameters
-# Refused though SAC takes it: SB3's buffer would repeat each number that VecNormalize was given to the shape behind a wrapper
-SAYS_WHY = "^VecNormalize returns .* but an outer wrapper changes it"
+# Refused though SAC takes it: SB3's buffer would repeat each number that VecNormalize was given to the shape behind a wrapper,
+# and cannot store the end of the first episode of discrete observations
+SAYS_WHY = r"^VecNormalize returns .* but an outer wrapper changes it|cannot store Discrete\(\d\) with VecNormalize"
 
 
 def script(
