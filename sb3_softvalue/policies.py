@@ -437,10 +437,18 @@ class MultiInputPolicy(SACVPolicy, SACMultiInputPolicy):
         """
         :param features_extractor: features extractor of the observations that the actor sees; None creates a new one
         :return: a newly initialized actor
+        :raises ValueError: if ``actor_keys`` are no keys of the observations, or Q and V would share the actor's extractor
         """
         if self.actor_keys is None:
             return super().make_actor(features_extractor)
         assert isinstance(self.observation_space, spaces.Dict)
+        keys = list(self.observation_space.spaces)
+        if not self.actor_keys or not set(self.actor_keys).issubset(keys):
+            raise ValueError(f"actor_keys must be a list of some of the observations {keys}, got {self.actor_keys!r}.")
+        if self.share_features_extractor:
+            raise ValueError(
+                "share_features_extractor must be False with actor_keys, since Q and V need the other observations."
+            )
         space = spaces.Dict({key: self.observation_space[key] for key in self.actor_keys})
         if features_extractor is None:
             features_extractor = self.features_extractor_class(space, **self.features_extractor_kwargs)

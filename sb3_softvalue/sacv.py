@@ -91,7 +91,7 @@ class SACV(SAC):
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run; "auto" uses the GPU if possible
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :param reward_scale: factor of the rewards in the Q target, a positive number or a function of the current progress
+    :param reward_scale: factor of the rewards in the Q target, a non-negative number or a function of the current progress
         remaining (paper, section 5.2). It scales V and Q as well, unlike ``ent_coef = 1 / reward_scale``.
     :param qf_learning_rate: learning rate of the critics, a number or a schedule; None uses ``learning_rate``
     :param vf_learning_rate: learning rate of the value network, a number or a schedule; None uses ``learning_rate``
@@ -163,13 +163,8 @@ class SACV(SAC):
         check_finite: bool = True,
         execution: str = "auto",
     ):
-        checks.check_arguments(device, policy_kwargs=policy_kwargs, replay_buffer_kwargs=replay_buffer_kwargs)
         if isinstance(policy, type) and issubclass(policy, BasePolicy):
             policy = with_value_network(policy)
-        elif policy not in self.policy_aliases:
-            raise ValueError(
-                f"policy must be {', '.join(map(repr, self.policy_aliases))} or the class of a policy, got {policy!r}."
-            )
         if env is None and _init_setup_model:
             raise ValueError("env must be an environment or its name, got None.")
         replay_buffer_kwargs = dict(replay_buffer_kwargs or {})  # SB3 writes into it
@@ -244,19 +239,20 @@ class SACV(SAC):
             self.replay_buffer = None
         self._create_aliases()
         checks.check_optimizers(self)
-        self.target_entropy = checks.target_entropy(self.target_entropy, self.action_space)
+        is_auto = self.target_entropy == "auto"
+        self.target_entropy = -float(np.prod(self.action_space.shape)) if is_auto else float(self.target_entropy)
         self._setup_ent_coef()
         self._finite_check = FiniteCheck()
         self._optimizer_step = OptimizerStep()
         self._executor = Executor(self.execution, self.verbose >= 1, self._resolved_execution)
 
     def _setup_lr_schedule(self) -> None:
-        # float() also accepts NumPy scalars
-        learning_rate = self.learning_rate if callable(self.learning_rate) else float(self.learning_rate)
-        self.lr_schedule = FloatSchedule(learning_rate)
+        learning_rate: Any = self.learning_rate
+        # FloatSchedule refuses NumPy's float32
+        self.lr_schedule = FloatSchedule(float(learning_rate) if isinstance(learning_rate, np.number) else learning_rate)
         for name in ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate", "reward_scale"):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name == "reward_scale":
                 _number_at(1.0, name, value)
 
     def _create_aliases(self) -> None:
@@ -266,15 +262,16 @@ class SACV(SAC):
 
     def _setup_ent_coef(self) -> None:
         """Initialize the temperature from ``self.ent_coef``: learned ("auto", "auto_<initial value>") or fixed (a number)."""
-        self._initial_ent_coef = initial_value = checks.initial_ent_coef(self.ent_coef)
         if isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto"):
+            self._initial_ent_coef = float(self.ent_coef.split("_")[1]) if "_" in self.ent_coef else 1.0
+            assert self._initial_ent_coef > 0.0, "The initial value of ent_coef must be greater than 0"
             # The log is optimized, see https://github.com/rail-berkeley/softlearning/issues/37
-            self.log_ent_coef = th.log(th.ones(1, device=self.device) * initial_value).requires_grad_(True)
+            self.log_ent_coef = th.log(th.ones(1, device=self.device) * self._initial_ent_coef).requires_grad_(True)
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1), fused=True)
         else:
             self.log_ent_coef = None
             self.ent_coef_optimizer = None
-            self.ent_coef_tensor = th.tensor(initial_value, device=self.device)
+            self.ent_coef_tensor = th.tensor(float(self.ent_coef), device=self.device)
 
     @property
     def critic_target(self) -> NoReturn:  # type: ignore[override]  # an attribute in SAC
@@ -283,10 +280,7 @@ class SACV(SAC):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # SB3 reports anything that is no environment
-        if hasattr(env, "action_space"):
-            checks.check_spaces(env)
-        return checks.check_wrappers(SAC._wrap_env(env, verbose, monitor_wrapper))
+        return checks.check_vec_normalize(SAC._wrap_env(env, verbose, monitor_wrapper))
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """

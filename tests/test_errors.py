@@ -1,15 +1,15 @@
 """What cannot work is refused with one sentence before anything is trained."""
 
+import copy
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, RolloutBuffer
-from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 from stable_baselines3.sac.policies import SACPolicy
 
@@ -18,40 +18,117 @@ from sb3_softvalue import SACV
 from tests.helpers import RandomEnv, box_env, filled, small, train
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, shape=(3,), dtype=np.float32)
-UNBOUNDED = spaces.Box(-np.inf, np.inf, shape=(2,), dtype=np.float32)
-HALF_BOUNDED = spaces.Box(np.array([-1.0, -1.0]), np.array([1.0, np.inf]), dtype=np.float64)
+IMAGE = spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8)
+SMALL_IMAGE = spaces.Box(0, 255, (8, 8, 3), dtype=np.uint8)
+
+
+def env_of(observation_space: spaces.Space = OBSERVATIONS, action_space: spaces.Space | None = None) -> DummyVecEnv:
+    return DummyVecEnv([lambda: RandomEnv(observation_space, action_space)])
+
+
+def noise_of(size: int) -> NormalActionNoise:
+    return NormalActionNoise(np.zeros(size), np.ones(size))
+
+
+# Left to SB3, PyTorch and Gymnasium: environment, policy, options
+AS_SAC: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    **{
+        f"actions {space}": (lambda space=space: env_of(action_space=space), "MlpPolicy", {})
+        for space in (
+            spaces.Discrete(3),
+            spaces.MultiBinary(4),
+            spaces.Dict(a=OBSERVATIONS),
+            spaces.Box(-np.inf, np.inf, (2,)),
+            spaces.Box(np.float32([-1, -1]), np.float32([1, np.inf])),
+        )
+    },
+    **{
+        f"observations {space}": (
+            lambda space=space: env_of(space),
+            "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy",
+            {},
+        )
+        for space in (
+            spaces.MultiDiscrete([[2, 3], [4, 2]]),
+            spaces.Dict({"a.b": OBSERVATIONS}),
+            spaces.Dict({"keys": OBSERVATIONS}),
+            spaces.Dict(a=spaces.Dict(b=OBSERVATIONS)),
+            spaces.Dict(image=SMALL_IMAGE),
+        )
+    },
+    "small images": (lambda: env_of(SMALL_IMAGE), "CnnPolicy", {}),
+    "vectors as images": (env_of, "CnnPolicy", {}),
+    "vectors as Dict": (env_of, "MultiInputPolicy", {}),
+    "unknown policy": (env_of, "LstmPolicy", {}),
+    "unknown environment": (lambda: "X-v0", "MlpPolicy", {}),
+    "episodes of two": (lambda: DummyVecEnv([box_env] * 2), "MlpPolicy", dict(train_freq=(1, "episode"))),
+    "n steps of Dict": (lambda: env_of(spaces.Dict(a=OBSERVATIONS)), "MultiInputPolicy", dict(n_steps=3)),
+    **{
+        str(options): (env_of, "MlpPolicy", options)
+        for options in (
+            *(dict(train_freq=value) for value in (0, -1, 1.5, "often", (1, "epoch"), (0, "step"), None)),
+            *(dict(learning_rate=value) for value in (-1e-3, np.nan, "fast", None)),
+            *(dict(ent_coef=value) for value in ("learned", "auto_x", "auto_", "auto_0", "auto_-1", None, th.ones(2))),
+            *(dict(target_entropy=value) for value in ("low", None)),
+            *(dict(seed=value) for value in (-1, 2.5, "zero", 2**32)),
+            *(dict(stats_window_size=value) for value in (-1, 1.5)),
+            *(dict(buffer_size=value) for value in (10.5, None)),
+            *(dict(replay_buffer_class=value) for value in (RolloutBuffer, HerReplayBuffer, "HER")),
+            dict(device="abacus"),
+            dict(learning_starts=None),
+            dict(optimize_memory_usage=True),
+            dict(optimize_memory_usage=True, n_steps=3, replay_buffer_kwargs=dict(handle_timeout_termination=False)),
+            dict(replay_buffer_kwargs=dict(unknown=1)),
+            dict(action_noise=0.1),
+            dict(action_noise=noise_of(3)),
+            dict(policy_kwargs="large"),
+            dict(policy_kwargs=dict(net_arc=[8])),
+            *(dict(policy_kwargs=dict(net_arch=value)) for value in (["8"], [-1], 8, dict(pi=[8]))),
+            dict(policy_kwargs=dict(activation_fn=th.nn.Tanh())),
+            dict(policy_kwargs=dict(optimizer_class="Adam")),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("make_env, policy, options", AS_SAC.values(), ids=AS_SAC)
+# Gymnasium's and SB3's advice
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_refused_as_by_sac(make_env, policy, options):
+    """With the same type of error, before the first step."""
+    errors = []
+    for model_class in (SAC, SACV):
+        model = None
+        with pytest.raises(Exception) as error:
+            model = small(model_class, make_env(), policy, **copy.deepcopy(options))
+            model.learn(30)
+        assert str(error.value) and (model is None or model.num_timesteps == 0)
+        errors.append(error.type)
+    assert errors[0] is errors[1]
 
 
 @pytest.mark.parametrize(
     "action_space, match",
     [
-        (spaces.Discrete(3), r"continuous actions.*Discrete\(3\).*use DQN or PPO"),
-        (spaces.MultiDiscrete([3, 2]), r"continuous actions.*MultiDiscrete.*PPO or A2C"),
-        (spaces.MultiBinary(4), r"continuous actions.*MultiBinary.*PPO or A2C"),
-        (UNBOUNDED, r"finite action bounds.*finite low and high"),
-        (HALF_BOUNDED, r"finite action bounds.*finite low and high"),
-        (spaces.Box(0, 10, (2,), dtype=np.int64), r"actions are floats.*truncated to integers.*dtype=np\.float32"),
-        (spaces.Box(-3e38, 3e38, (2,), dtype=np.float32), "by high - low, which overflows float32"),
+        (spaces.Box(0, 10, (2,), dtype=np.int64), r"truncate actions in \[-1, 1\] to integers.*dtype=np\.float32"),
+        (spaces.Box(-3e38, 3e38, (2,), dtype=np.float32), "high - low, which must be positive and finite in float32"),
+        (spaces.Box(np.float32([-1.0, 0.5]), np.float32([1.0, 0.5])), "leave out a dimension that cannot vary"),
     ],
+    ids=str,
 )
-# gymnasium's, for an infinite bound
-@pytest.mark.filterwarnings("ignore:.*precision lowered by casting:UserWarning")
 def test_action_space(action_space, match):
     with pytest.raises(AssertionError, match=match):
-        SACV("MlpPolicy", RandomEnv(OBSERVATIONS, action_space))
+        small(SACV, env_of(action_space=action_space))
     # A later environment too
-    with pytest.raises((AssertionError, ValueError), match=f"{match}|Action spaces do not match"):
-        small(SACV, box_env()).set_env(RandomEnv(OBSERVATIONS, action_space))
+    with pytest.raises(ValueError, match="Action spaces do not match"):
+        small(SACV, box_env()).set_env(env_of(action_space=action_space))
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    (dict(reward_scale=-1.0), ValueError, "reward_scale must be a positive number or a schedule"),
-    (dict(reward_scale=0.0), ValueError, "reward_scale must be a positive number"),
-    (dict(reward_scale=float("nan")), ValueError, "reward_scale must be a positive number"),
-    (dict(reward_scale="5"), ValueError, "reward_scale must be a positive number"),
+    (dict(reward_scale=-1.0), ValueError, "reward_scale must be a finite non-negative number or a schedule"),
+    (dict(reward_scale=float("nan")), ValueError, "reward_scale must be a finite non-negative number"),
     (dict(target_update_interval=0), ValueError, "target_update_interval must be a whole number of at least 1, got 0"),
     (dict(target_update_interval=1.5), ValueError, "target_update_interval must be a whole number"),
-    (dict(target_update_interval=True), ValueError, "target_update_interval must be a whole number"),
     (dict(tau=1.5), ValueError, "tau must be between 0 and 1, got 1.5"),
     (dict(tau=-0.1), ValueError, "tau must be between 0 and 1"),
     (dict(tau="0.1"), ValueError, "tau must be between 0 and 1, got '0.1'"),
@@ -60,22 +137,9 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (dict(max_grad_norm=0.0), ValueError, "max_grad_norm must be a positive number.*use None for no clipping"),
     (dict(max_grad_norm=-1.0), ValueError, "max_grad_norm must be a positive number"),
     (dict(max_grad_norm="1"), ValueError, "max_grad_norm must be a positive number, got '1'"),
-    (dict(learning_rate=-1e-3), ValueError, "learning_rate must be a non-negative number"),
-    (dict(qf_learning_rate=-1e-3), ValueError, "qf_learning_rate must be a non-negative number"),
-    (dict(vf_learning_rate="fast"), ValueError, "vf_learning_rate must be a non-negative number or a schedule"),
-    (dict(ent_coef_learning_rate=float("inf")), ValueError, "ent_coef_learning_rate must be a non-negative number"),
-    (dict(ent_coef=-0.1), ValueError, "ent_coef must be finite and not negative.*use 0"),
-    (dict(ent_coef=float("nan")), ValueError, "ent_coef must be finite and not negative"),
-    (dict(ent_coef="learned"), ValueError, "ent_coef must be a number, 'auto' or 'auto_<initial value>', got 'learned'"),
-    (dict(ent_coef="auto_x"), ValueError, "ent_coef must be a number, 'auto' or"),
-    (dict(policy_kwargs=dict(net_arc=[8])), TypeError, "unexpected keyword argument 'net_arc'"),
-    (dict(policy_kwargs=dict(net_arch=["8"])), ValueError, "net_arch must be a list of layer sizes"),
-    (
-        dict(policy_kwargs=dict(activation_fn=th.nn.Tanh())),
-        ValueError,
-        "must be a class such as torch.nn.Tanh, got an instance",
-    ),
-    (dict(policy_kwargs=dict(optimizer_class="Adam")), ValueError, "must be a class such as torch.optim.Adam, got 'Adam'"),
+    (dict(qf_learning_rate=-1e-3), ValueError, "qf_learning_rate must be a finite non-negative number"),
+    (dict(vf_learning_rate="fast"), ValueError, "vf_learning_rate must be a finite non-negative number or a schedule"),
+    (dict(ent_coef_learning_rate=float("inf")), ValueError, "ent_coef_learning_rate must be a finite non-negative number"),
     (dict(policy_delay=0), ValueError, "policy_delay must be a whole number of at least 1, got 0"),
     (
         dict(replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(gamma=0.5)),
@@ -88,14 +152,6 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
         "n_steps is 2 for the model but 4 in replay_buffer_kwargs: pass it once",
     ),
     (dict(policy_kwargs=dict(n_critics=0)), ValueError, "n_critics must be a whole number of at least 1, got 0"),
-    (
-        dict(policy_kwargs=dict(optimizer_class=th.optim.LBFGS)),
-        ValueError,
-        "optimizer_class must not need a closure, but LBFGS",
-    ),
-    (dict(replay_buffer_class=RolloutBuffer), ValueError, "must be a subclass of SB3's ReplayBuffer, got .*RolloutBuffer"),
-    (dict(replay_buffer_class="HER"), ValueError, "must be a subclass of SB3's ReplayBuffer, got 'HER'"),
-    (dict(replay_buffer_class=HerReplayBuffer), ValueError, "HerReplayBuffer needs Dict observations"),
 ]
 
 
@@ -105,54 +161,20 @@ def test_option(options, error, match):
         small(SACV, box_env(), **options)
 
 
-def noise_of(size: int) -> NormalActionNoise:
-    return NormalActionNoise(np.zeros(size), np.ones(size))
-
-
-@pytest.mark.parametrize(
-    "noise",
-    [noise_of(3), OrnsteinUhlenbeckActionNoise(np.zeros(3), np.ones(3)), VectorizedActionNoise(noise_of(3), 1)],
-    ids=lambda noise: type(noise).__name__,
-)
-def test_action_noise(noise):
-    with pytest.raises(ValueError, match=r"action_noise must have the shape of an action, \(2,\), got \(3,\)"):
-        small(SACV, box_env(), action_noise=noise)
-    for size in (1, 2):
-        small(SACV, box_env(), action_noise=noise_of(size)).learn(15)
-
-
-IMAGE = spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8)
-SMALL_IMAGE = spaces.Box(0, 255, (8, 8, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    "observation_space, policy, match",
-    [
-        (spaces.Box(-1.0, 1.0, ()), "MlpPolicy", "Observations must have at least one dimension"),
-        (spaces.MultiDiscrete([[2, 3], [4, 2]]), "MlpPolicy", "one-dimensional MultiDiscrete observations only"),
-        (SMALL_IMAGE, "CnnPolicy", r"needs images of at least 36 by 36 pixels, got Box\(0, 255, \(3, 8, 8\)"),
-        (spaces.Dict(image=SMALL_IMAGE), "MultiInputPolicy", "needs images of at least 36 by 36 pixels"),
-        (spaces.Dict(), "MultiInputPolicy", "Observations must have at least one key"),
-        (spaces.Dict({"a.b": OBSERVATIONS}), "MultiInputPolicy", "no module with the name 'a.b': rename this key"),
-        (spaces.Dict({"keys": OBSERVATIONS}), "MultiInputPolicy", "no module with the name 'keys': rename this key"),
-    ],
-    ids=str,
-)
-def test_observation_space(observation_space, policy, match):
-    with pytest.raises(ValueError, match=match):
-        small(SACV, RandomEnv(observation_space), policy=policy)
-
-
-def behind(observation_space: spaces.Space) -> DummyVecEnv:
-    return DummyVecEnv([lambda: RandomEnv(observation_space)])
+@pytest.mark.parametrize("space", [spaces.Discrete(3, start=1), spaces.MultiDiscrete([2, 3], start=[0, 1])], ids=str)
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_observations_that_do_not_start_at_zero(space, is_dict):
+    policy = "MultiInputPolicy" if is_dict else "MlpPolicy"
+    with pytest.raises(ValueError, match="as if it started at 0: subtract its start"):
+        small(SACV, env_of(spaces.Dict(a=space) if is_dict else space), policy)
 
 
 @pytest.mark.parametrize(
     "make_env, policy, match",
     [
-        (lambda: VecNormalize(behind(IMAGE), norm_obs=False), "CnnPolicy", "make VecNormalize the outermost wrapper"),
-        (lambda: VecFrameStack(VecNormalize(behind(OBSERVATIONS)), 2), "MlpPolicy", "make VecNormalize the outermost wrapper"),
-        (lambda: VecNormalize(behind(spaces.Discrete(5)), norm_obs=False), "MlpPolicy", r"cannot store Discrete\(5\) with"),
+        (lambda: VecNormalize(env_of(IMAGE), norm_obs=False), "CnnPolicy", "make VecNormalize the outermost wrapper"),
+        (lambda: VecFrameStack(VecNormalize(env_of(OBSERVATIONS)), 2), "MlpPolicy", "make VecNormalize the outermost wrapper"),
+        (lambda: VecNormalize(env_of(spaces.Discrete(5)), norm_obs=False), "MlpPolicy", r"cannot store Discrete\(5\) with"),
     ],
     ids=["image", "VecFrameStack", "Discrete"],
 )
@@ -167,26 +189,19 @@ def test_vec_normalize_inside(make_env, policy, match):
 def test_vec_normalize_outside():
     """As the errors say."""
     policy_kwargs = dict(net_arch=[8], features_extractor_kwargs=dict(features_dim=8))
-    images = VecNormalize(VecTransposeImage(behind(IMAGE)), norm_obs=False)
+    images = VecNormalize(VecTransposeImage(env_of(IMAGE)), norm_obs=False)
     small(SACV, images, policy="CnnPolicy", policy_kwargs=policy_kwargs).learn(25)
-    small(SACV, VecNormalize(VecFrameStack(behind(OBSERVATIONS), 2))).learn(25)
-
-
-@pytest.mark.parametrize("model_class", [SAC, SACV])
-@pytest.mark.parametrize("options, error", [(dict(ent_coef="auto_0"), AssertionError), (dict(target_entropy="a"), ValueError)])
-def test_as_sac(model_class, options, error):
-    with pytest.raises(error):
-        small(model_class, box_env(), **options)
+    small(SACV, VecNormalize(VecFrameStack(env_of(OBSERVATIONS), 2))).learn(25)
+    # Only the outermost one gives what is stored
+    small(SACV, VecNormalize(VecFrameStack(VecNormalize(env_of(OBSERVATIONS)), 2))).learn(25)
 
 
 def test_bad_option_at_load(tmp_path):
     small(SACV, box_env()).save(tmp_path / "model")
     with pytest.raises(ValueError, match="action_prior must be one of"):
         SACV.load(tmp_path / "model", action_prior="gaussian")
-    with pytest.raises(ValueError, match="ent_coef must be a number"):
+    with pytest.raises(ValueError, match="could not convert string to float: 'learned'"):
         SACV.load(tmp_path / "model", ent_coef="learned")
-    with pytest.raises(ValueError, match="ent_coef must be finite and not negative"):
-        SACV.load(tmp_path / "model", custom_objects=dict(ent_coef=-1.0))
 
 
 SCHEDULES = ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_learning_rate", "reward_scale")
@@ -217,23 +232,10 @@ def test_number_set_later(name):
     assert model._n_updates == 0
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "abc", None])
-def test_target_entropy(value):
-    with pytest.raises(ValueError, match="target_entropy must be a finite number or 'auto', got"):
-        small(SACV, box_env(), target_entropy=value)
-
-
-@pytest.mark.parametrize("name", ["batch_size", "buffer_size", "n_steps"])
-@pytest.mark.parametrize("value", [0, -1, 1.5])
-def test_sizes(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got {value}"):
-        small(SACV, box_env(), **{name: value})
-
-
-def test_action_that_cannot_vary():
-    flat = spaces.Box(np.array([-1.0, 0.5], dtype=np.float32), np.array([1.0, 0.5], dtype=np.float32))
-    with pytest.raises(AssertionError, match="leave out the dimension that cannot vary"):
-        small(SACV, RandomEnv(box_env().observation_space, flat))
+@pytest.mark.parametrize("value", [0, -1, 1.5, None])
+def test_batch_size(value):
+    with pytest.raises(ValueError, match=f"batch_size must be a whole number of at least 1, got {value}"):
+        small(SACV, box_env(), batch_size=value)
 
 
 class OtherNetworks(SACPolicy):
@@ -248,11 +250,6 @@ def test_policy_that_cannot_get_a_value_network():
         ValueError, match=r"cannot get one, since it overrides _build: derive it from sb3_softvalue\.MlpPolicy"
     ):
         SACV(OtherNetworks, box_env())
-
-
-def test_unknown_policy_name():
-    with pytest.raises(ValueError, match=r"policy must be 'MlpPolicy'.* or the class of a policy, got 'LstmPolicy'"):
-        SACV("LstmPolicy", box_env())
 
 
 class OwnPolicy(sb3_softvalue.MlpPolicy):
@@ -285,16 +282,3 @@ def test_mismatched_environment_at_load(tmp_path):
     small(SACV, box_env()).save(tmp_path / "model")
     with pytest.raises(ValueError, match="Observation spaces do not match"):
         SACV.load(tmp_path / "model", env=box_env(n_observations=4))
-
-
-def test_wrong_action_space_does_not_start_an_episode():
-    class Counting(gym.Wrapper):
-        resets = 0
-
-        def reset(self, **kwargs: Any) -> Any:
-            Counting.resets += 1
-            return super().reset(**kwargs)
-
-    with pytest.raises(AssertionError, match="continuous actions"):
-        SACV("MlpPolicy", Counting(RandomEnv(OBSERVATIONS, spaces.Discrete(2))))
-    assert Counting.resets == 0

@@ -1,7 +1,7 @@
 """A number that is not finite stops the training at once, by name, before it is stored or learned from."""
 
 import copy
-import re
+import pickle
 import warnings
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC, HerReplayBuffer
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -110,8 +109,8 @@ def test_injected(quantity, value, seed, tmp_path):
     text = str(error.value)
     # An action is seen before the step that it would have made
     assert f"at step {step - 1 if quantity == 'action' else step}" in text
-    for part in (r"temperature α", r"(largest \|Q\||no finite Q)", r"(largest \|V\||no finite V)", "What usually helps"):
-        assert re.search(part, text)
+    for part in ("temperature α", "largest |Q|", "largest |V|", "What usually helps"):
+        assert part in text
     if quantity in ("observation", "reward"):
         assert f"environment 0 is {value}" in text
         assert model.replay_buffer.size() == step - 1
@@ -148,7 +147,6 @@ def test_statistics_of_vec_normalize_stay_good(tmp_path):
     model = pendulum(env)
     with pytest.raises(NonFiniteError, match="observation"):
         model.learn(100)
-    assert np.isfinite(env.returns).all()
     assert np.isfinite(env.obs_rms.mean).all() and np.isfinite(env.obs_rms.var).all() and np.isfinite(env.ret_rms.var)
     assert env.obs_rms.count == pytest.approx(60 + 1e-4)  # the first observation and 59 more
 
@@ -161,7 +159,7 @@ def test_a_batch_that_is_not_finite(execution):
     model.replay_buffer.rewards[:] = np.nan
     before = [tensor.clone() for tensor in model.policy.state_dict().values()]
     message = (
-        r"critic_loss.* of update 4 is not finite: rewards of 8 of 8 transitions were not finite .*The update was skipped"
+        r"critic_loss.* of update 4 is not finite; largest in the last batch: .* dones 0, rewards nan.*The update was skipped"
     )
     with pytest.raises(NonFiniteError, match=message) as error:
         train(model, 2)
@@ -171,11 +169,11 @@ def test_a_batch_that_is_not_finite(execution):
 
 
 def test_huge_observations_are_named():
-    """The batch is finite and overflows on its way to the loss: rewards are not blamed."""
+    """The batch is finite and overflows on its way to the loss: its numbers show why."""
     model = filled(box_env(), execution="eager")
     for observations in (model.replay_buffer.observations, model.replay_buffer.next_observations):
         observations *= 1e30
-    message = r"update 1 is not finite: .* finite, but its observations reach .*e\+29 .* helps: scale the observations"
+    message = r"update 1 is not finite; largest in the last batch: observations 9\.\d+e\+29, .* rewards \d\.\d+,"
     with pytest.raises(NonFiniteError, match=message):
         train(model, 1)
 
@@ -186,7 +184,9 @@ def test_a_gradient_that_is_not_finite():
     model = filled(box_env(), execution="eager")
     model.value.vf[0].register_forward_hook(lambda module, inputs, output: th.sqrt((output * 0.0).abs()))
     before = [tensor.clone() for tensor in model.policy.state_dict().values()]
-    with pytest.raises(NonFiniteError, match="A gradient of update 1 is not finite: the batch itself was finite") as error:
+    with pytest.raises(
+        NonFiniteError, match="A gradient of update 1 is not finite; largest in the last batch: observations 0"
+    ) as error:
         train(model, 1)
     assert error.value.quantity == "gradient"
     assert_same(before, list(model.policy.state_dict().values()))
@@ -366,24 +366,8 @@ def test_nan_that_the_networks_handle_in_a_later_environment(model_class):
     assert model.learn(20)._n_updates == 20
 
 
-class Unsampled(ReplayBuffer):
-    """Gives no sample for the asking."""
-
-    def sample(self, batch_size: int, env: Any = None) -> Any:
-        if batch_size != 8:
-            raise RuntimeError("only batches of 8")
-        return super().sample(batch_size, env)
-
-
 class TestWhateverElseFails:
     """The number that is not finite is what is named."""
-
-    def test_no_sample(self):
-        model = small(SACV, nan_at(gym.make("Pendulum-v1"), 15), replay_buffer_class=Unsampled)
-        with pytest.raises(
-            NonFiniteError, match=r"^The reward of environment 0 is nan at step 15, .*\(update 4, .* 0\.\d+\)\."
-        ):
-            model.learn(30)
 
     def test_no_temperature(self):
         model = small(SACV, nan_at(gym.make("Pendulum-v1"), 5))
@@ -410,16 +394,22 @@ class TestWhateverElseFails:
             model.learn(30)
 
 
-def test_one_pair_of_brackets():
-    with pytest.raises(
-        NonFiniteError, match=r"as returned by the environment, in float32 \(update 0, temperature α 1\)\. It was not"
-    ):
+def test_state_of_the_training():
+    state = r"in float32 \(update 0, temperature α 1, largest \|Q\| {0} and largest \|V\| {0} at the last observation\)\. It"
+    with pytest.raises(NonFiniteError, match=state.format(r"[\d.]+")) as error:
         pendulum(Faulty("reward", np.inf, 3)).learn(10)
-    with pytest.raises(
-        NonFiniteError, match=r"at the start of the episode, in float32 \(update 0, temperature α 1\)\. No episode"
-    ):
+    copied = pickle.loads(pickle.dumps(error.value))
+    assert (str(copied), copied.quantity) == (str(error.value), "reward")
+    with pytest.raises(NonFiniteError, match=f"at the start of the episode, {state.format('nan')}"):
         pendulum(Faulty(reset=True)).learn(10)
-    assert str(NonFiniteError("loss", "It is nan")).startswith("It is nan.")
+
+
+@pytest.mark.parametrize("model_class", MODEL_LIST)
+def test_nan_in_the_last_observation_that_the_networks_handle(model_class):
+    """Which VecNormalize does not average."""
+    env = VecNormalize(DummyVecEnv([lambda: Given(np.ones(2), PAIR, last=np.array([np.nan, 0.5]))]))
+    kwargs = dict(policy_kwargs=dict(net_arch=[8], features_extractor_class=NanToNum))
+    assert small(model_class, env, **kwargs).learn(30)._n_updates == 20
 
 
 def test_switched_off():

@@ -229,7 +229,7 @@ WRONG = {
     "environment": (["train", "--algo", "sacv", "--env", "Pendulun-v1"], "you maybe meant Pendulum-v1"),
     "package": (["train", *PENDULUM, "--gym-packages", "nowhere"], "No module named 'nowhere': install it"),
     "conf-file": (["train", *PENDULUM, "--conf-file", "mistyped.yml"], "No such file or directory: 'mistyped.yml'"),
-    "action space": (["train", "--algo", "sacv", "--env", "CartPole-v1"], "SACV needs continuous actions"),
+    "action space": (["train", "--algo", "sacv", "--env", "CartPole-v1"], "The algorithm only supports"),
     "parameter": (["train", *PENDULUM, "-params", "temperature:3"], "unexpected keyword argument 'temperature'"),
     "string": (["train", *PENDULUM, "-params", "learning_rate:lin_3e"], "quote a string twice"),
     "agent": (["enjoy", *PENDULUM, "-f", "nowhere", "--no-render"], "folder was not found"),
