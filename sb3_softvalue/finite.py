@@ -272,7 +272,7 @@ def _raise_for_update(model: Model, batch: Batch, metrics: th.Tensor, aftermath:
     largest = []
     for field, value in zip(Batch._fields, batch, strict=True):
         for key, tensor in value.items() if isinstance(value, dict) else (("", value),):
-            largest.append(f"{field}{key and f' {key!r}'} {float(tensor.abs().max()):.3g}")
+            largest.append(f"{field}{key and f' {key!r}'} {float(tensor.float().abs().max()):.3g}")
     what = f"{', '.join(bad) or 'A gradient'} of update {model._n_updates + 1} is not finite"
     what += f"; largest in the last batch: {', '.join(largest)}"
     raise _error(model, "loss" if bad else "gradient", what, aftermath)
