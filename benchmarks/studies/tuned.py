@@ -4,8 +4,8 @@ SACV with RL Zoo's settings against SB3's SAC: at equal steps, and at equal minu
     python -m benchmarks.studies.tuned
 
 Reads the finished runs of benchmarks/results: learning and mixed (SAC and SACV with SB3's defaults, the same seeds on two
-processors, whose rounding differs) and tuned. Minutes are those of tuned, whose runs are all of one processor. Writes
-steps.md, minutes.md and curves.png to benchmarks/results/tuned.
+processors, whose rounding differs) and tuned. The minutes of a task are those of one folder, whose runs are of one processor.
+Writes steps.md, minutes.md and curves.png to benchmarks/results/tuned.
 """
 
 import numpy as np
@@ -24,6 +24,7 @@ SB3S = {"sac": "SAC", "sacv": "SACV, SB3's defaults"}
 NORMALIZED = {"sacv-normalized": "SACV, normalized prior", "sacv-normalized-gs-2": "SACV, normalized prior, gradient_steps=2"}
 TWO_STEPS = {"sacv-gs-2": "SACV, gradient_steps=2"}
 TUNED = {"HalfCheetah-v5": NORMALIZED, "Hopper-v5": TWO_STEPS, "Walker2d-v5": TWO_STEPS}
+MINUTES = {"HalfCheetah-v5": "tuned", "Hopper-v5": "learning", "Walker2d-v5": "learning"}
 RETURN = {"HalfCheetah-v5": 4000.0}
 
 
@@ -51,16 +52,16 @@ def middle_score(scores: np.ndarray) -> str:
     return with_interval(iqm(scores), interval(iqm, scores), 0)
 
 
-def finished(folders: dict[str, FinishedRuns], task: str, titles: dict[str, str]) -> dict[str, str]:
-    """:return: the titles of the algorithms that have runs in tuned"""
-    return {name: title for name, title in titles.items() if not folders["tuned"].table(task, name).empty}
+def finished(runs: FinishedRuns, task: str, titles: dict[str, str]) -> dict[str, str]:
+    """:return: the titles of the algorithms that have runs"""
+    return {name: title for name, title in titles.items() if not runs.table(task, name).empty}
 
 
 def by_steps(folders: dict[str, FinishedRuns], tasks: list[str]) -> str:
     """:return: the table at equal steps"""
     lines = []
     for task in tasks:
-        titles = SB3S | finished(folders, task, TUNED[task])
+        titles = SB3S | finished(folders["tuned"], task, TUNED[task])
         scores = {name: score(returns(folders, task, name).to_numpy()[:, -3:]) for name in titles}
         for name, title in titles.items():
             against = ["1", "–"] if name == "sac" else compare(scores[name], scores["sac"])
@@ -68,29 +69,27 @@ def by_steps(folders: dict[str, FinishedRuns], tasks: list[str]) -> str:
     return markdown(["after 100,000 steps", "algorithm", "runs", "score, IQM", "ratio to SAC", "P(higher than SAC)"], lines)
 
 
-def first_minute(folders: dict[str, FinishedRuns], task: str, algorithm: str) -> str:
+def first_minute(runs: FinishedRuns, task: str, algorithm: str) -> str:
     """:return: median CPU minutes until the first evaluation that reaches the task's return"""
     if task not in RETURN:
         return "–"
-    runs = folders["tuned"]
     reached = np.where(runs.table(task, algorithm) >= RETURN[task], runs.minutes(task, algorithm), np.inf).min(axis=1)
     return number(float(np.median(reached)), 1)
 
 
 def by_minutes(folders: dict[str, FinishedRuns], tasks: list[str]) -> str:
     """:return: the table at equal minutes: SAC's score is that of the steps it has done when SACV has done all of its own"""
-    lines, runs = [], folders["tuned"]
+    lines = []
     for task in tasks:
-        titles = finished(folders, task, {"sac": "SAC"} | TUNED[task])
-        if "sac" not in titles:
-            continue
+        runs = folders[MINUTES[task]]
+        titles = finished(runs, task, SB3S | TUNED[task])
         sac_minutes, sac_returns = runs.minutes(task, "sac").median(), returns(folders, task, "sac")
         for name, title in titles.items():
             minutes = float(runs.minutes(task, name).iloc[:, -1].median())
             steps = sac_minutes.index[sac_minutes <= minutes]
             ours, sac = score(returns(folders, task, name).to_numpy()[:, -3:]), score(sac_returns[steps[-3:]].to_numpy())
             against = ["–", "1", "–"] if name == "sac" else [f"{middle_score(sac)} ({steps[-1]:,})", *compare(ours, sac)]
-            until = first_minute(folders, task, name)
+            until = first_minute(runs, task, name)
             lines.append([task, title, number(minutes, 1), middle_score(ours), *against, until])
     heads = ["score, IQM", "SAC's score in these minutes (steps)", "ratio", "P(higher than SAC)", "minutes to 4000"]
     return markdown(["", "algorithm", "CPU minutes of 100,000 steps", *heads], lines)
@@ -102,7 +101,7 @@ def draw(folders: dict[str, FinishedRuns], tasks: list[str]) -> None:
     figure, (panels, *_) = new_figure(title, n_columns=len(tasks), height=4.0)
     legend = {}
     for axes, task in zip(panels, tasks, strict=True):
-        for name, label in (SB3S | finished(folders, task, TUNED[task])).items():
+        for name, label in (SB3S | finished(folders["tuned"], task, TUNED[task])).items():
             table = returns(folders, task, name)
             middle, band = curve_interval(table.to_numpy())
             [line] = axes.plot(table.columns / 1000, middle, color=ALGORITHMS[name].colour)
@@ -115,7 +114,7 @@ def draw(folders: dict[str, FinishedRuns], tasks: list[str]) -> None:
 
 def main() -> None:
     folders = {name: FinishedRuns(RESULTS / name) for name in ("learning", "mixed", "tuned")}
-    tasks = [task for task, titles in TUNED.items() if finished(folders, task, titles)]
+    tasks = list(TUNED)
     for name, text in (("steps", by_steps(folders, tasks)), ("minutes", by_minutes(folders, tasks))):
         (RESULTS / "tuned" / f"{name}.md").write_text(text)
         print(text)
