@@ -35,6 +35,7 @@ def make_recording(seed: int = 0, n_episodes: int = 40, landscape: bool = True) 
             "value_gap": np.zeros(n_episodes),
             "target_lag": np.full(n_episodes, 0.5),
             "bootstrapped": np.zeros(n_episodes),
+            "terminated": np.ones(n_episodes, dtype=bool),
             "action_counts": counts,
         },
     )

@@ -11,10 +11,10 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_softvalue.diagnostics.files import write_arrays
 from sb3_softvalue.diagnostics.observations import take
+from sb3_softvalue.diagnostics.recording import write_arrays
 from sb3_softvalue.diagnostics.returns import Episode, calibration_line, collected_returns
-from sb3_softvalue.diagnostics.state_statistics import check_has_value, read_states, reward_scale, temperature
+from sb3_softvalue.diagnostics.state_statistics import check_has_value, read_states
 from sb3_softvalue.sacv import SACV
 
 CALIBRATION_FILE = "calibration.npz"
@@ -49,12 +49,10 @@ class Calibration:
     @property
     def bias_error(self) -> float:
         """Standard error of the bias over episodes (states of one episode are not independent); NaN for one episode"""
-        counts = np.bincount(self.episodes)
-        sums = np.bincount(self.episodes, weights=self.values - self.collected)
-        deviations = sums[counts > 0] - self.bias * counts[counts > 0]
-        n_episodes = len(deviations)
+        n_episodes = len(np.unique(self.episodes))
         if n_episodes < 2:
             return float("nan")
+        deviations = np.bincount(self.episodes, weights=self.values - self.collected - self.bias)
         return float(np.sqrt(np.sum(deviations**2) * n_episodes / (n_episodes - 1)) / len(self.values))
 
     @property
@@ -83,27 +81,16 @@ class Calibration:
         write_arrays(path, vars(self))
         return path
 
-    @staticmethod
-    def exists(folder: str | pathlib.Path) -> bool:
-        """
-        :param folder: folder of the run
-        :return: whether it contains a saved calibration
-        """
-        return (pathlib.Path(folder) / CALIBRATION_FILE).is_file()
-
     @classmethod
     def pool(cls, parts: Sequence["Calibration"]) -> "Calibration":
         """
         :param parts: calibrations of several seeds, at least one
         :return: the calibration over all their states
         """
-        values, collected, tail_weights, returns = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("values", "collected", "tail_weights", "returns")
-        )
-        offsets = np.cumsum([0, *(len(part.returns) for part in parts)])
-        episodes = np.concatenate([part.episodes + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
-        return cls(values, collected, tail_weights, episodes, returns)
+        pooled = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+        offsets = np.cumsum([0, *(len(part.returns) for part in parts[:-1])])
+        pooled["episodes"] += np.repeat(offsets, [len(part.values) for part in parts])
+        return cls(**pooled)
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> "Calibration":
@@ -151,16 +138,12 @@ def evaluate_values(model: SACV, env: GymEnv | str, n_episodes: int = 20, seed: 
     finally:
         if vec_normalize is not None:
             vec_normalize.training = was_training
-    ent_coef, scale = temperature(model), reward_scale(model)
     parts = []
     for index, episode in enumerate(episodes):
         readings = read_states(model, episode.states(), n_samples, seed + index)
-        rewards = np.array(episode.rewards, dtype=np.float64) * scale
-        collected, tail_weights = collected_returns(rewards, readings, ent_coef, model.gamma, episode.truncated)
-        parts.append((readings.values[:-1], collected, tail_weights, np.full(len(rewards), index)))
-    returns = np.array([sum(episode.raw_rewards) for episode in episodes])
-    values, collected, tail_weights, indices = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Calibration(values, collected, tail_weights, indices, returns)
+        collected, tail_weights = collected_returns(model, episode, readings, vec_normalize)
+        parts.append((readings.values[:-1], collected, tail_weights, np.full(len(collected), index), [sum(episode.rewards)]))
+    return Calibration(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _run_episodes(model: SACV, env: VecEnv, n_episodes: int, seed: int) -> list[Episode]:
@@ -180,11 +163,11 @@ def _run_episodes(model: SACV, env: VecEnv, n_episodes: int, seed: int) -> list[
             model.policy.reset_noise(env.num_envs)
         actions, _ = model.predict(observations, deterministic=False)  # type: ignore[arg-type]  # VecEnv's type allows tuples
         next_observations, rewards, dones, infos = env.step(actions)
-        raw_rewards = rewards if vec_normalize is None else vec_normalize.get_original_reward()
+        if vec_normalize is not None:
+            rewards = vec_normalize.get_original_reward()
         for index, episode in enumerate(running):
             episode.observations.append(take(observations, index))  # type: ignore[arg-type]  # VecEnv's type allows tuples
             episode.rewards.append(rewards[index])
-            episode.raw_rewards.append(raw_rewards[index])
             if dones[index]:
                 episode.close(infos[index])
                 if targets[index] > 0:

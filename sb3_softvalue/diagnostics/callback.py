@@ -2,7 +2,7 @@
 
 import pathlib
 import time
-from collections.abc import Sequence
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,17 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_softvalue.diagnostics.calibration import CALIBRATION_FILE
-from sb3_softvalue.diagnostics.observations import Observations, append, stack, take
+from sb3_softvalue.diagnostics.observations import take
 from sb3_softvalue.diagnostics.recording import RECORDING_FILE, Recording
 from sb3_softvalue.diagnostics.returns import Episode, calibration_line, collected_returns
 from sb3_softvalue.diagnostics.state_space import is_small_box, landscape
-from sb3_softvalue.diagnostics.state_statistics import StateStatistics, check_has_value, read_states, reward_scale, temperature
+from sb3_softvalue.diagnostics.state_statistics import StateStatistics, check_has_value, read_states, temperature
 from sb3_softvalue.sacv import SACV
 
-# Maximum number of episodes whose states are kept; in longer runs every second, fourth, ... episode
+# Number of last episodes whose states are kept
 _MAX_EPISODES_WITH_STATES = 1000
+# Number of bins of the action histograms
+_N_BINS = 20
 # Minimum time between two writes of the file, and maximum share of the time spent writing
 _SAVE_SECONDS = 10.0
 _SAVE_SHARE = 0.005
@@ -39,7 +41,6 @@ class SoftValueDiagnostics(BaseCallback):
         appends to the file.
     :param n_samples: sampled actions per state
     :param n_states: number of visited states to keep per episode
-    :param n_bins: number of bins of the action histograms
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     """
 
@@ -50,17 +51,14 @@ class SoftValueDiagnostics(BaseCallback):
         folder: str | pathlib.Path | None = None,
         n_samples: int = 4,
         n_states: int = 32,
-        n_bins: int = 20,
         verbose: int = 0,
     ):
         super().__init__(verbose)
         self.folder = folder
         self.n_samples = n_samples
         self.n_states = n_states
-        self.n_bins = n_bins
         self._rows: list[dict[str, Any]] = []
-        self._states: dict[int, dict[str, np.ndarray]] = {}
-        self._stride = 1
+        self._states: deque[dict[str, np.ndarray]] = deque(maxlen=_MAX_EPISODES_WITH_STATES)
         self._running: list[Episode] = []
         self._seen_obs: Any = None
         self._next_save = 0.0
@@ -82,9 +80,12 @@ class SoftValueDiagnostics(BaseCallback):
             # A report would show the calibration of an earlier run in this folder as this one's
             (self.path.parent / CALIBRATION_FILE).unlink(missing_ok=True)
         if self.num_timesteps > 0 and not self._rows and self.path.is_file():
-            self._restore(Recording.load(self.path))
+            earlier = Recording.load(self.path)
+            if earlier.n_episodes > 0:
+                self._restore(earlier)
         self._rows = [row for row in self._rows if row["timesteps"] <= self.num_timesteps]
-        self._states = {index: states for index, states in self._states.items() if index < len(self._rows)}
+        while self._states and self._states[-1]["episode"][0] >= len(self._rows):
+            self._states.pop()
         # Episodes that an earlier learn() left unfinished continue only if the environment was not reset
         if self.model._last_obs is not self._seen_obs or self.num_timesteps == 0:
             self._running = [Episode(start=self.num_timesteps) for _ in range(self.training_env.num_envs)]
@@ -120,22 +121,22 @@ class SoftValueDiagnostics(BaseCallback):
         :param episode: episode that has just ended
         :param env_index: index of its environment
         """
-        states, rewards = self._as_v_sees(episode)
-        readings = read_states(self.model, states, self.n_samples, seed=len(self._rows))
-        ent_coef = temperature(self.model)
-        collected, tail_weights = collected_returns(rewards, readings, ent_coef, self.model.gamma, episode.truncated)
+        vec_normalize = self.model.get_vec_normalize_env()
+        readings = read_states(self.model, episode.states(vec_normalize), self.n_samples, seed=len(self._rows))
+        collected, tail_weights = collected_returns(self.model, episode, readings, vec_normalize)
         visited = StateStatistics(*(reading[:-1] for reading in readings))
         slope, bias = calibration_line(visited.values, collected)
         if episode.start < self.model.learning_starts:
             slope = bias = float("nan")
+        actions = np.stack(episode.actions).reshape(len(collected), -1)
         row = {
             "timesteps": self.num_timesteps,
             "seconds": time.monotonic() - self._start_time,
             "env": env_index,
             "return": float(np.sum(episode.rewards)),
-            "length": len(rewards),
+            "length": len(collected),
             "terminated": not episode.truncated,
-            "ent_coef": ent_coef,
+            "ent_coef": temperature(self.model),
             "entropy": visited.entropies.mean(),
             "value": visited.values.mean(),
             "soft_q_value": visited.soft_q_values.mean(),
@@ -145,41 +146,29 @@ class SoftValueDiagnostics(BaseCallback):
             "value_bias": bias,
             "value_slope": slope,
             "bootstrapped": tail_weights.mean(),
-            "action_counts": _action_counts(episode.actions, self.n_bins),
+            "action_counts": np.stack([np.histogram(column, _N_BINS, (-1.0, 1.0))[0] for column in actions.T]),
         }
         self._keep_states(episode, visited, collected)
         self._rows.append(row)
-        self._log(row, episode)
+        for name in ("entropy", "value", "soft_return", "value_bias", "value_slope", "value_gap", "target_lag"):
+            if not np.isnan(row[name]):
+                self.logger.record_mean(f"diagnostics/{name}", float(row[name]))
+        # Only TensorBoard can show histograms
+        self.logger.record("diagnostics/actions", th.as_tensor(actions), exclude=("stdout", "log", "json", "csv"))
         if time.monotonic() >= self._next_save:
             self._save()
 
-    def _as_v_sees(self, episode: Episode) -> tuple[Observations, np.ndarray]:
-        """
-        :param episode: episode that has just ended
-        :return: its length + 1 observations and its rewards, shape (length,), with the current normalization and scale
-        """
-        vec_normalize, scale = self.model.get_vec_normalize_env(), reward_scale(self.model)
-        rewards = np.array(episode.rewards, dtype=np.float64)
-        if vec_normalize is None:
-            return episode.states(), rewards * scale
-        # The environment has already normalized the last observation
-        states = append(vec_normalize.normalize_obs(stack(episode.observations)), episode.final_observation)
-        return states, vec_normalize.normalize_reward(rewards).astype(np.float64) * scale
-
     def _keep_states(self, episode: Episode, readings: StateStatistics, collected: np.ndarray) -> None:
         """
-        Keep evenly spaced states of the episode; in long runs, not of every episode.
+        Keep evenly spaced states of the last episodes.
 
         :param episode: episode that has just ended
         :param readings: network outputs at its visited states
         :param collected: soft returns from these states
         """
-        index = len(self._rows)
-        if index % self._stride:
-            return
         steps = np.unique(np.linspace(0, len(collected) - 1, self.n_states).round().astype(int))
         kept = {
-            "episode": np.full(len(steps), index),
+            "episode": np.full(len(steps), len(self._rows)),
             "step": steps,
             "value": readings.values[steps],
             "target_value": readings.target_values[steps],
@@ -188,32 +177,16 @@ class SoftValueDiagnostics(BaseCallback):
         }
         if is_small_box(self.model.observation_space):
             kept["observation"] = np.stack([episode.observations[step] for step in steps])
-        self._states[index] = kept
-        if len(self._states) > _MAX_EPISODES_WITH_STATES:
-            self._stride *= 2
-            self._states = {index: states for index, states in self._states.items() if index % self._stride == 0}
-
-    def _log(self, row: dict[str, Any], episode: Episode) -> None:
-        """
-        :param row: row of the episode
-        :param episode: episode that has just ended
-        """
-        for name in ("entropy", "value", "soft_return", "value_bias", "value_slope", "value_gap", "target_lag"):
-            if not np.isnan(row[name]):
-                self.logger.record_mean(f"diagnostics/{name}", float(row[name]))
-        # Only TensorBoard can show histograms
-        self.logger.record(
-            "diagnostics/actions", th.as_tensor(np.stack(episode.actions)), exclude=("stdout", "log", "json", "csv")
-        )
+        self._states.append(kept)
 
     def recording(self) -> Recording:
         """:return: everything recorded so far"""
         recording = Recording(info=self._info)
         if self._rows:
-            recording.episodes = {name: _compact([row[name] for row in self._rows]) for name in self._rows[0]}
-        kept = list(self._states.values())
-        if kept:
-            recording.states = {name: _compact(np.concatenate([states[name] for states in kept])) for name in kept[0]}
+            recording.episodes = {name: np.array([row[name] for row in self._rows]) for name in self._rows[0]}
+        if self._states:
+            names = self._states[0]
+            recording.states = {name: np.concatenate([states[name] for states in self._states]) for name in names}
         if "observation" in recording.states:
             picture = landscape(self.model, recording.states["observation"])
             recording.landscape = {} if picture is None else picture._asdict()
@@ -224,13 +197,13 @@ class SoftValueDiagnostics(BaseCallback):
         :param recording: earlier recording of this run; ignored if it has another task or other bins
         """
         episodes, states = recording.episodes, recording.states
-        bins = (len(self._info["action_low"]), self.n_bins)
-        if recording.info["task"] != self._info["task"] or episodes.get("action_counts", np.empty(0)).shape[1:] != bins:
+        bins = (len(self._info["action_low"]), _N_BINS)
+        if recording.info["task"] != self._info["task"] or episodes["action_counts"].shape[1:] != bins:
             return
         self._rows = [{name: array[index] for name, array in episodes.items()} for index in range(recording.n_episodes)]
-        for index in np.unique(states["episode"]) if states else ():
+        for index in np.unique(states["episode"]):
             chosen = states["episode"] == index
-            self._states[int(index)] = {name: array[chosen] for name, array in states.items()}
+            self._states.append({name: array[chosen] for name, array in states.items()})
 
     def _save(self) -> None:
         start = time.monotonic()
@@ -259,21 +232,3 @@ def _run_info(model: SACV) -> dict[str, Any]:
         "action_low": space.low.ravel().tolist(),
         "action_high": space.high.ravel().tolist(),
     }
-
-
-def _action_counts(actions: Sequence[np.ndarray], n_bins: int) -> np.ndarray:
-    """
-    :param actions: in [-1, 1], each of shape (action_dim,)
-    :param n_bins: number of bins over [-1, 1]
-    :return: counts, shape (action_dim, n_bins)
-    """
-    flat = np.stack(actions).reshape(len(actions), -1)
-    return np.stack([np.histogram(column, bins=n_bins, range=(-1.0, 1.0))[0] for column in flat.T])
-
-
-def _compact(values: Any) -> np.ndarray:
-    """:return: the values in half the bytes: float32 for float64, int32 for histograms"""
-    array = np.asarray(values)
-    if array.dtype == np.float64:
-        return array.astype(np.float32)
-    return array.astype(np.int32) if array.ndim == 3 else array

@@ -1,13 +1,12 @@
-"""The recording of a run, stored in one file."""
+"""The recording of a run, stored in one file of arrays."""
 
 import json
+import os
 import pathlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-from sb3_softvalue.diagnostics.files import write_arrays
 
 RECORDING_FILE = "diagnostics.npz"
 
@@ -74,3 +73,20 @@ class Recording:
                 if name:
                     getattr(recording, group)[name] = arrays[key]
         return recording
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """
+    Write atomically: a reader sees the old or the new file.
+
+    :param path: path of the file
+    :param arrays: arrays to write
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # mypy matches ** with allow_pickle
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

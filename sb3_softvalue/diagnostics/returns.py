@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softvalue.diagnostics.observations import Observations, stack
-from sb3_softvalue.diagnostics.state_statistics import StateStatistics
+from sb3_softvalue.diagnostics.state_statistics import StateStatistics, reward_scale, temperature
+from sb3_softvalue.sacv import SACV
 
 
 def soft_returns(rewards: np.ndarray, bonuses: np.ndarray, ent_coef: float, gamma: float, final_value: float) -> np.ndarray:
@@ -55,9 +57,7 @@ class Episode:
     observations: list[Any] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
-    """Rewards of the environment; in evaluation, after ``VecNormalize``"""
-    raw_rewards: list[float] = field(default_factory=list)
-    """Rewards of the environment, in evaluation only"""
+    """Rewards of the environment, before ``VecNormalize``"""
     final_observation: Any = None
     truncated: bool = False
 
@@ -68,23 +68,30 @@ class Episode:
         self.final_observation = info["terminal_observation"]
         self.truncated = bool(info.get("TimeLimit.truncated", False))
 
-    def states(self) -> Observations:
-        """:return: the visited observations and the final one, a batch of length + 1"""
-        return stack([*self.observations, self.final_observation])
+    def states(self, vec_normalize: VecNormalize | None = None) -> Observations:
+        """
+        :param vec_normalize: normalizes the visited observations; the environment has already normalized the final one
+        :return: the visited observations and the final one, a batch of length + 1
+        """
+        visited = self.observations if vec_normalize is None else map(vec_normalize.normalize_obs, self.observations)
+        return stack([*visited, self.final_observation])
 
 
 def collected_returns(
-    rewards: np.ndarray, readings: StateStatistics, ent_coef: float, gamma: float, truncated: bool
+    model: SACV, episode: Episode, readings: StateStatistics, vec_normalize: VecNormalize | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    :param rewards: after ``VecNormalize`` and ``reward_scale``, shape (length,)
-    :param readings: network outputs at the length + 1 states
-    :param ent_coef: α
-    :param gamma: discount factor
-    :param truncated: whether the episode was truncated, so that V of its last state is added
+    :param model: model whose α, γ and ``reward_scale`` apply
+    :param episode: a finished episode
+    :param readings: network outputs at its length + 1 states
+    :param vec_normalize: normalizes the rewards; None leaves them as they are
     :return: soft returns, and the weight of the bootstrapped V in each, both of shape (length,)
     """
-    final_value = readings.values[-1] if truncated else 0.0
-    collected = soft_returns(rewards, readings.bonuses[:-1], ent_coef, gamma, final_value)
-    tail_weights = gamma ** np.arange(len(rewards), 0, -1) if truncated else np.zeros(len(rewards))
-    return collected, tail_weights
+    rewards = np.array(episode.rewards, dtype=np.float64)
+    if vec_normalize is not None:
+        rewards = vec_normalize.normalize_reward(rewards).astype(np.float64)
+    final_value = readings.values[-1] if episode.truncated else 0.0
+    collected = soft_returns(
+        rewards * reward_scale(model), readings.bonuses[:-1], temperature(model), model.gamma, final_value
+    )
+    return collected, episode.truncated * model.gamma ** np.arange(len(rewards), 0, -1)

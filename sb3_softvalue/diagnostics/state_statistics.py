@@ -4,13 +4,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs
+from gymnasium import spaces
 
 from sb3_softvalue import equations
-from sb3_softvalue.diagnostics.observations import Observations, arrays_of, length, take
+from sb3_softvalue.diagnostics.observations import Observations, take
 from sb3_softvalue.sacv import SACV
 
-# Size of the largest batch of observations per forward pass, repeated for each sampled action, in float32
+# Size of the largest batch of observations per forward pass, in float32
 _CHUNK_BYTES = 32 * 1024**2
 
 
@@ -46,6 +46,7 @@ def reward_scale(model: SACV) -> float:
     return float(scale(model._current_progress_remaining) if callable(scale) else scale)
 
 
+@th.no_grad()
 def read_states(model: SACV, observations: Observations, n_samples: int = 4, seed: int = 0) -> StateStatistics:
     """
     Evaluate all networks on many states. A separate random generator samples the actions, so that training is not affected.
@@ -56,53 +57,28 @@ def read_states(model: SACV, observations: Observations, n_samples: int = 4, see
     :param seed: seed of the samples
     :return: the outputs for each state
     """
-    model.policy.set_training_mode(False)
+    policy = model.policy
+    policy.set_training_mode(False)
     generator = th.Generator(device=model.device).manual_seed(seed)
-    n_states = length(observations)
-    n_floats = sum(array.size for array in arrays_of(observations)) // n_states
-    n_rows = max(1, _CHUNK_BYTES // (4 * n_floats * n_samples))
+    ent_coef = th.tensor(temperature(model))
+    n_states = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    n_rows = max(1, _CHUNK_BYTES // (4 * spaces.flatdim(model.observation_space)))
     chunks = []
     for start in range(0, n_states, n_rows):
-        obs, _ = model.policy.obs_to_tensor(take(observations, slice(start, start + n_rows)))
-        chunks.append(_read_chunk(model, obs, n_samples, generator))
-    return StateStatistics(*th.cat(chunks, dim=1).double().cpu().numpy())
-
-
-@th.no_grad()
-def _read_chunk(model: SACV, obs: PyTorchObs, n_samples: int, generator: th.Generator) -> th.Tensor:
-    """
-    :param obs: batch of n on the model's device
-    :param n_samples: sampled actions per state
-    :param generator: random generator of the samples
-    :return: the fields of ``StateStatistics``, shape (5, n)
-    """
-    policy = model.policy
-    gaussian = policy.action_distribution(obs)
-    mean = gaussian.mean.repeat_interleave(n_samples, dim=0)
-    log_std = gaussian.stddev.log().repeat_interleave(n_samples, dim=0)
-    noise = th.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    actions, log_prob = equations.squashed_gaussian(mean, log_std, noise)
-    log_prior = equations.action_log_prior(model.action_prior, actions)
-
-    if isinstance(obs, dict):
-        repeated: PyTorchObs = {key: tensor.repeat_interleave(n_samples, dim=0) for key, tensor in obs.items()}
-    else:
-        repeated = obs.repeat_interleave(n_samples, dim=0)
-    min_q_values = equations.min_over_critics(policy.critic(repeated, actions))
-    soft_q_values = equations.soft_value_target(min_q_values, log_prob, th.tensor(temperature(model)), log_prior)
-
-    def mean_over_samples(samples: th.Tensor) -> th.Tensor:
-        return samples.reshape(-1, n_samples).mean(dim=1)
-
-    return th.stack(
-        [
-            policy.value(obs).squeeze(dim=1),
-            policy.value_target(obs).squeeze(dim=1),
-            mean_over_samples(soft_q_values),
-            mean_over_samples(-log_prob),
-            mean_over_samples(log_prior - log_prob),
-        ]
-    )
+        obs, _ = policy.obs_to_tensor(take(observations, slice(start, start + n_rows)))
+        gaussian = policy.action_distribution(obs)
+        mean, log_std = gaussian.mean, gaussian.stddev.log()
+        noises = th.randn(len(mean), n_samples, mean.shape[1], generator=generator, device=mean.device, dtype=mean.dtype)
+        samples = []
+        for noise in noises.unbind(dim=1):
+            actions, log_prob = equations.squashed_gaussian(mean, log_std, noise)
+            log_prior = equations.action_log_prior(model.action_prior, actions)
+            min_q_values = equations.min_over_critics(policy.critic(obs, actions))
+            soft_q_values = equations.soft_value_target(min_q_values, log_prob, ent_coef, log_prior)
+            samples.append(th.cat([soft_q_values, -log_prob, log_prior - log_prob], dim=1))
+        means = th.stack(samples).mean(dim=0)
+        chunks.append(th.cat([policy.value(obs), policy.value_target(obs), means], dim=1))
+    return StateStatistics(*th.cat(chunks).T.double().cpu().numpy())
 
 
 def check_has_value(model: Any) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_softvalue.diagnostics.observations import take
 from sb3_softvalue.diagnostics.returns import Episode, collected_returns
-from sb3_softvalue.diagnostics.state_statistics import read_states, reward_scale, temperature
+from sb3_softvalue.diagnostics.state_statistics import read_states
 from sb3_softvalue.figures.style import BLUE, GREY, VERMILION
 from sb3_softvalue.sacv import SACV
 
@@ -45,6 +46,7 @@ def save_gif(
     vec_env = model._wrap_env(env, monitor_wrapper=False)
     if vec_env.render_mode != "rgb_array":
         raise ValueError('A film needs rendered frames: create the environment with render_mode="rgb_array".')
+    vec_normalize = unwrap_vec_normalize(vec_env)
     vec_env.seed(seed)
     observations: Any = vec_env.reset()
     pictures, episodes = [], [Episode()]
@@ -55,7 +57,7 @@ def save_gif(
         episode.observations.append(take(observations, 0))
         actions, _ = model.predict(observations, deterministic=True)
         observations, rewards, dones, infos = vec_env.step(actions)
-        episode.rewards.append(rewards[0])
+        episode.rewards.append((rewards if vec_normalize is None else vec_normalize.get_original_reward())[0])
         if dones[0]:
             episode.close(infos[0])
             episodes.append(Episode())
@@ -66,9 +68,7 @@ def save_gif(
     parts = []
     for episode in episodes:
         readings = read_states(model, episode.states(), n_samples=16)
-        rewards = np.array(episode.rewards, dtype=np.float64) * reward_scale(model)
-        collected, _ = collected_returns(rewards, readings, temperature(model), model.gamma, episode.truncated)
-        parts.append(np.stack([readings.values[:-1], collected]))
+        parts.append(np.stack([readings.values[:-1], collected_returns(model, episode, readings, vec_normalize)[0]]))
     curves = np.concatenate(parts, axis=1)[:, :n_steps]
     frames = [_frame(picture, curves, index * every) for index, picture in enumerate(pictures)]
     duration = 1000 * every / vec_env.get_attr("metadata")[0].get("render_fps", 30)

@@ -6,54 +6,30 @@ import html
 import io
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from sb3_softvalue.diagnostics import Calibration, Recording
+from sb3_softvalue.diagnostics import CALIBRATION_FILE, Calibration, Recording
 from sb3_softvalue.figures.runs import Recordings, as_list, tenth_mean, titled
 from sb3_softvalue.figures.training import action_usage, entropy, learning_curve, temperature
 from sb3_softvalue.figures.values import calibration, value_along_episode, value_landscape
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-# File name: explanation, and function that draws the figure
-_FIGURES: dict[str, tuple[str, Callable[[list[Recording], Calibration | None], "Figure"]]] = {
-    "learning_curve": (
-        "Return of each training episode, with sampled actions; the deterministic policy usually does better. Dots are "
-        "episodes, the line is their rolling mean.",
-        lambda recordings, _: learning_curve(recordings),
-    ),
-    "entropy": (
-        "How random the policy is, in nats (natural units of information). It falls as the policy becomes more deterministic; "
-        "a learned α keeps it near the target entropy.",
-        lambda recordings, _: entropy(recordings),
-    ),
-    "action_usage": (
-        "How often each action is used, and how that changes during training. Mass at both bounds means bang-bang control: "
-        "full force in one direction or the other.",
-        lambda recordings, _: action_usage(recordings),
-    ),
-    "temperature": (
-        "The temperature α: the reward that one nat of entropy is worth. A learned α rises while the entropy is below its "
-        "target and falls while it is above.",
-        lambda recordings, _: temperature(recordings),
-    ),
-    "calibration": (
-        "The soft return is the discounted sum of rewards and entropy bonuses from a state. A perfect V has its points around "
-        "the dashed line. Slope below 1: V varies too much. Bias above 0: V over-estimates.",
-        lambda recordings, frozen: calibration(recordings, frozen),
-    ),
-    "value_along_episode": (
-        "V and its regression target min Q − α·log π should agree; the target network V̄ follows V with a small lag.",
-        lambda recordings, _: value_along_episode(recordings),
-    ),
-    "value_landscape": (
-        "V over the state space: high values are bright, arrows are the policy's actions.",
-        lambda recordings, _: value_landscape(recordings[0]),
-    ),
+# What the page says about each figure; the function's name is that of the file
+_FIGURES: dict[Callable[..., Any], str] = {
+    learning_curve: "Return of each training episode, with sampled actions; the deterministic policy usually does better. "
+    "Dots are episodes, the line is their rolling mean.",
+    entropy: "How random the policy is, in nats (natural units of information). It falls as the policy becomes more "
+    "deterministic; a learned α keeps it near the target entropy.",
+    action_usage: "How often each action is used, and how that changes during training. Mass at both bounds means bang-bang "
+    "control: full force in one direction or the other.",
+    temperature: "The temperature α: the reward that one nat of entropy is worth. A learned α rises while the entropy is "
+    "below its target and falls while it is above.",
+    calibration: "The soft return is the discounted sum of rewards and entropy bonuses from a state. A perfect V has its "
+    "points around the dashed line. Slope below 1: V varies too much. Bias above 0: V over-estimates.",
+    value_along_episode: "V and its regression target min Q − α·log π should agree; the target network V̄ follows V with a "
+    "small lag.",
+    value_landscape: "V over the state space: high values are bright, arrows are the policy's actions.",
 }
 
 
@@ -77,17 +53,17 @@ def report(
     for folder, recording in zip(folders, recordings, strict=True):
         if recording.n_episodes == 0:
             raise ValueError(f"The recording in {folder} contains no finished episode: train longer.")
-    frozen = [Calibration.load(folder) for folder in folders if Calibration.exists(folder)]
+    frozen = [Calibration.load(folder) for folder in folders if (folder / CALIBRATION_FILE).is_file()]
     output = folders[0] / "report" if output is None else pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
+    pooled = Calibration.pool(frozen) if frozen else None
     sections = []
-    for name, (explanation, draw) in _FIGURES.items():
-        if name == "value_landscape" and not recordings[0].landscape:
+    for draw, explanation in _FIGURES.items():
+        if draw is value_landscape and not recordings[0].landscape:
             continue
-        pooled = Calibration.pool(frozen) if frozen else None
-        figure = draw(recordings, pooled)
-        figure.savefig(output / f"{name}.png")
-        if name == "calibration" and pooled is not None:
+        figure = draw(recordings, pooled) if draw is calibration else draw(recordings)
+        figure.savefig(output / f"{draw.__name__}.png")
+        if draw is calibration and pooled is not None:
             explanation += " " + verdict(pooled)
         # The page shows the title as a heading
         title = figure.get_suptitle().partition(":")[0]

@@ -1,7 +1,6 @@
 """Quantities, tenths and labels of one run or of several seeds."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,20 +38,15 @@ def titled(recordings: list[Recording], text: str) -> str:
     return f"{text}: {info['algorithm']} on {info['task'] or 'a custom task'}"
 
 
-def curves_of(recordings: list[Recording], name: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """:return: time steps and a quantity of all episodes, for each recording"""
-    return [(recording.episodes["timesteps"], recording.episodes[name]) for recording in recordings]
-
-
-def tenths_of(n_episodes: int) -> list[slice]:
-    """:return: ten consecutive parts of the episodes; with fewer than ten episodes, some are repeated"""
-    edges = np.linspace(0, n_episodes, 11)
-    return [slice(int(start), max(int(start) + 1, int(end))) for start, end in pairwise(edges)]
+def tenth(n_episodes: int, index: int) -> slice:
+    """:return: one of ten consecutive parts of the episodes; with fewer than ten episodes, some are repeated"""
+    start, end = n_episodes * index // 10, n_episodes * (index + 1) // 10
+    return slice(start, max(start + 1, end))
 
 
 def tenth_mean(values: np.ndarray, index: int) -> float:
     """:return: mean over one tenth of the episodes, ignoring NaN; NaN if all values are NaN"""
-    part = values[tenths_of(len(values))[index]]
+    part = values[tenth(len(values), index)]
     part = part[np.isfinite(part)]
     return float(part.mean()) if len(part) else float("nan")
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sb3_softvalue.diagnostics import Recording
-from sb3_softvalue.figures.runs import curves_of, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,10 +48,9 @@ def rolling_mean(values: np.ndarray, window: int) -> np.ndarray:
     :param window: number of values per mean, fewer at the start
     :return: trailing mean, shape (n,)
     """
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    sums = np.cumsum(values, dtype=np.float64)
+    sums[window:] -= sums[:-window]
+    return sums / np.minimum(np.arange(1, len(values) + 1), window)
 
 
 def draw_curves(
@@ -87,21 +85,21 @@ def draw_curves(
 
 
 def over_time(
-    recordings: list[Recording], title: str, name: str, color: str, label: str, smooth: bool = True
-) -> tuple["Figure", "Axes"]:
-    """:return: a figure of a quantity of the episodes over time steps, and its axes"""
-    figure, grid = new_figure(titled(recordings, title))
-    axes = grid[0, 0]
-    draw_curves(axes, curves_of(recordings, name), color, label, smooth)
-    axes.set_xlabel("time steps")
-    shorten_ticks(axes)
-    axes.legend(frameon=False, fontsize=9)
-    return figure, axes
-
-
-def shorten_ticks(axes: "Axes") -> None:
-    """Write 20k for 20000 on the time axis, and start it at 0."""
+    axes: "Axes",
+    recordings: Sequence[Recording],
+    name: str,
+    ylabel: str,
+    color: str,
+    label: str = "rolling mean",
+    smooth: bool = True,
+) -> None:
+    """Draw a quantity of the episodes over the time steps, see ``draw_curves``."""
     from matplotlib.ticker import EngFormatter
 
+    curves = [(recording.episodes["timesteps"], recording.episodes[name]) for recording in recordings]
+    draw_curves(axes, curves, color, label, smooth)
+    axes.set(xlabel="time steps", ylabel=ylabel)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k for 20000
+    if axes.lines:  # with random actions alone there is no bias to draw
+        axes.legend(frameon=False, fontsize=9)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sb3_softvalue.diagnostics import Recording
-from sb3_softvalue.figures.runs import Recordings, action_labels, as_list, tenths_of, titled
+from sb3_softvalue.figures.runs import Recordings, action_labels, as_list, tenth, titled
 from sb3_softvalue.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, over_time
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def learning_curve(recordings: Recordings) -> "Figure":
     :return: the return of each episode over the time steps
     """
     recordings = as_list(recordings)
-    figure, axes = over_time(recordings, "Learning curve", "return", BLUE, "rolling mean")
-    axes.set_ylabel("return of an episode\n(sum of the task's rewards)")
+    figure, grid = new_figure(titled(recordings, "Learning curve"))
+    over_time(grid[0, 0], recordings, "return", "return of an episode\n(sum of the task's rewards)", BLUE)
     return figure
 
 
@@ -32,12 +32,12 @@ def entropy(recordings: Recordings) -> "Figure":
     :return: the policy's entropy over the time steps, with that of the uniform policy as a reference
     """
     recordings = as_list(recordings)
-    figure, axes = over_time(recordings, "Entropy of the policy", "entropy", GREEN, "rolling mean")
-    n_actions = len(recordings[0].info["action_low"])
-    uniform = n_actions * np.log(2.0)
+    figure, grid = new_figure(titled(recordings, "Entropy of the policy"))
+    axes = grid[0, 0]
+    over_time(axes, recordings, "entropy", "entropy, squashed action in [−1, 1]\n(nats, mean over an episode)", GREEN)
+    uniform = len(recordings[0].info["action_low"]) * np.log(2.0)
     axes.axhline(uniform, color=GREY, linestyle="--", linewidth=1.2, label=f"uniform policy, {uniform:.2f} nats")
     axes.legend(frameon=False, fontsize=9)
-    axes.set_ylabel("entropy, squashed action in [−1, 1]\n(nats, mean over an episode)")
     return figure
 
 
@@ -47,7 +47,9 @@ def temperature(recordings: Recordings) -> "Figure":
     :return: α over the time steps, on a logarithmic scale
     """
     recordings = as_list(recordings)
-    figure, axes = over_time(recordings, "Temperature α", "ent_coef", VERMILION, "α at the end of each episode", smooth=False)
+    figure, grid = new_figure(titled(recordings, "Temperature α"))
+    axes = grid[0, 0]
+    over_time(axes, recordings, "ent_coef", "α (reward per nat)", VERMILION, "α at the end of each episode", smooth=False)
     if all(np.all(recording.episodes["ent_coef"] > 0.0) for recording in recordings):
         from matplotlib.ticker import LogLocator
 
@@ -55,7 +57,6 @@ def temperature(recordings: Recordings) -> "Figure":
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-    axes.set_ylabel("α (reward per nat)")
     return figure
 
 
@@ -71,30 +72,26 @@ def action_usage(recordings: Recordings) -> "Figure":
     labels = action_labels(info)
     n_rows = min(len(labels), _MAX_ACTION_DIMS)
     figure, grid = new_figure(titled(recordings, "Actions used"), n_rows, 2, height=4.0 if n_rows == 1 else 2.6 * n_rows)
-    early, late = (_pooled_usage(recordings, part) for part in (slice(0, 1), slice(9, 10)))
-    drift = _pooled_usage(recordings, slice(0, 10))
-    for dim, (usage_axes, drift_axes) in enumerate(grid[:n_rows]):
+    usage = np.stack([_usage(recordings, part) for part in range(10)])
+    for dim, (usage_axes, drift_axes) in enumerate(grid):
         low, high = info["action_low"][dim], info["action_high"][dim]
-        edges = np.linspace(low, high, early.shape[2] + 1)
-        usage_axes.stairs(early[0, dim], edges, color=ORANGE, linewidth=2, label="first tenth of the episodes")
-        usage_axes.stairs(late[0, dim], edges, color=BLUE, fill=True, alpha=0.45, label="last tenth of the episodes")
+        edges = np.linspace(low, high, usage.shape[2] + 1)
+        usage_axes.stairs(usage[0, dim], edges, color=ORANGE, linewidth=2, label="first tenth of the episodes")
+        usage_axes.stairs(usage[9, dim], edges, color=BLUE, fill=True, alpha=0.45, label="last tenth of the episodes")
         usage_axes.set(xlabel=labels[dim], ylabel="share of the steps", xlim=(low, high))
-        image = drift_axes.pcolormesh(np.linspace(0, 100, 11), edges, drift[:, dim].T, cmap="viridis")
+        image = drift_axes.pcolormesh(np.linspace(0, 100, 11), edges, usage[:, dim].T, cmap="viridis")
         drift_axes.set(xlabel="training (% of the episodes)", ylabel=labels[dim])
         drift_axes.grid(False)
         figure.colorbar(image, ax=drift_axes, label="share of the steps")
     top = grid[0, 0]
-    top.set_ylim(top=1.35 * max(early[0, 0].max(), late[0, 0].max()))
+    top.set_ylim(top=1.35 * usage[[0, 9], 0].max())
     top.legend(frameon=False, fontsize=9, loc="upper center")
     return figure
 
 
-def _pooled_usage(recordings: list[Recording], tenths: slice) -> np.ndarray:
-    """:return: share of the steps in each bin, shape (n_tenths, action_dim, n_bins)"""
-    usage = []
-    for part in range(10)[tenths]:
-        counts = sum(
-            recording.episodes["action_counts"][tenths_of(recording.n_episodes)[part]].sum(axis=0) for recording in recordings
-        )
-        usage.append(counts / np.maximum(1, np.sum(counts, axis=1, keepdims=True)))
-    return np.stack(usage)
+def _usage(recordings: list[Recording], part: int) -> np.ndarray:
+    """:return: share of the steps in each bin during one tenth of the episodes, shape (action_dim, n_bins)"""
+    counts = sum(
+        recording.episodes["action_counts"][tenth(recording.n_episodes, part)].sum(axis=0) for recording in recordings
+    )
+    return counts / np.maximum(1, np.sum(counts, axis=1, keepdims=True))

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sb3_softvalue.diagnostics import Calibration, Recording, calibration_line
-from sb3_softvalue.figures.runs import Recordings, action_labels, as_list, curves_of, state_labels, tenths_of, titled
-from sb3_softvalue.figures.style import BLUE, GREEN, ORANGE, VERMILION, draw_curves, new_figure, shorten_ticks
+from sb3_softvalue.figures.runs import Recordings, action_labels, as_list, state_labels, tenth, titled
+from sb3_softvalue.figures.style import BLUE, GREEN, ORANGE, VERMILION, new_figure, over_time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,13 +39,9 @@ def calibration(recordings: Recordings, frozen: Calibration | None = None) -> "F
     scatter.set_title("policy frozen" if frozen is not None else "last tenth of the training", fontsize=10)
     scatter.legend(frameon=False, fontsize=9)
 
-    draw_curves(bias, curves_of(recordings, "value_bias"), VERMILION, "rolling mean")
+    over_time(bias, recordings, "value_bias", "V(s) − soft return collected\n(above 0: over-estimation)", VERMILION)
     bias.axhline(0.0, color="black", linestyle="--", linewidth=1.2)
     bias.set_title("during training", fontsize=10)
-    if len(bias.lines) > 1:  # there are episodes after the warm-up
-        bias.legend(frameon=False, fontsize=9)
-    bias.set(xlabel="time steps", ylabel="V(s) − soft return collected\n(above 0: over-estimation)")
-    shorten_ticks(bias)
     return figure
 
 
@@ -56,15 +52,16 @@ def value_along_episode(recordings: Recordings) -> "Figure":
     :param recordings: recordings of one run; of several, the first is shown
     :return: a figure of the last episode whose states were kept
     """
-    recordings = as_list(recordings)
-    states = recordings[0].states
-    last = states["episode"] == states["episode"].max()
-    figure, grid = new_figure(titled(recordings[:1], f"V(s) along episode {states['episode'].max() + 1}"))
+    recording = as_list(recordings)[0]
+    states, episode = recording.states, recording.states["episode"].max()
+    last = states["episode"] == episode
+    figure, grid = new_figure(titled([recording], f"V(s) along episode {episode + 1}"))
     axes = grid[0, 0]
     steps = states["step"][last]
-    terminated = recordings[0].episodes.get("terminated", np.ones(states["episode"].max() + 1))[states["episode"].max()]
     # After a time limit, V of the last state is part of the soft return
-    label = "soft return collected from s" + ("" if terminated else ",\nplus V after the time limit (equal at the end)")
+    label = "soft return collected from s"
+    if not recording.episodes["terminated"][episode]:
+        label += ",\nplus V after the time limit (equal at the end)"
     axes.plot(steps, states["soft_return"][last], color="black", linestyle="--", label=label)
     axes.plot(steps, states["value"][last], color=BLUE, linewidth=2, label="V(s)")
     axes.plot(steps, states["target_value"][last], color=ORANGE, linewidth=1.5, label="target V̄(s)")
@@ -74,15 +71,16 @@ def value_along_episode(recordings: Recordings) -> "Figure":
     return figure
 
 
-def value_landscape(recording: Recording) -> "Figure":
+def value_landscape(recordings: Recordings) -> "Figure":
     """
     V over a two- or three-dimensional state space. Arrows are the policy's actions: along y for one action dimension (as a
     torque changes a velocity), else the first two dimensions. Dots are the states visited last.
 
-    :param recording: recording of a run on such a task
+    :param recordings: recordings of one run on such a task; of several, the first is shown
     :return: the figure
     :raises ValueError: if the observations are no vectors of two or three numbers
     """
+    recording = as_list(recordings)[0]
     if not recording.landscape:
         raise ValueError("value_landscape needs observations of two or three numbers: use a task such as Pendulum-v1.")
     x, y, values, actions = (recording.landscape[name] for name in ("x", "y", "values", "actions"))
@@ -92,25 +90,18 @@ def value_landscape(recording: Recording) -> "Figure":
     image = axes.pcolormesh(x, y, values, cmap="viridis", shading="gouraud")
     figure.colorbar(image, ax=axes, label="V(s) (soft value, scaled reward)")
 
-    coordinates = _coordinates(recording)
-    axes.plot(*coordinates[-400:].T, "o", color="white", markersize=3, markeredgecolor="black", markeredgewidth=0.4, alpha=0.7)
-    every = (slice(3, None, 6), slice(3, None, 6))
+    visited = recording.states["observation"][-400:]
+    if bool(recording.landscape["is_angle"]):
+        visited = np.stack([np.arctan2(visited[:, 1], visited[:, 0]), visited[:, 2]], axis=1)
+    dots = dict(color="white", markersize=3, markeredgecolor="black", markeredgewidth=0.4, alpha=0.7)
+    axes.plot(visited[:, 0], visited[:, 1], "o", **dots)
     half_range = (np.array(recording.info["action_high"]) - np.array(recording.info["action_low"])) / 2.0
-    arrows = (actions / half_range)[every]
+    every = slice(3, None, 6)
+    arrows = (actions / half_range)[every, every]
     vertical = arrows[..., 0] if arrows.shape[-1] == 1 else arrows[..., 1]
     horizontal = np.zeros_like(vertical) if arrows.shape[-1] == 1 else arrows[..., 0]
-    axes.quiver(
-        x[every[1]],
-        y[every[0]],
-        horizontal,
-        vertical,
-        color="black",
-        scale=16,
-        width=0.003,
-        headwidth=4,
-        headlength=5,
-        pivot="mid",
-    )
+    heads = dict(scale=16, width=0.003, headwidth=4, headlength=5, pivot="mid")
+    axes.quiver(x[every], y[every], horizontal, vertical, color="black", **heads)
     x_label, y_label = state_labels(recording)
     axes.set(xlabel=x_label, ylabel=y_label, xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     action = action_labels(recording.info)[0] if arrows.shape[-1] == 1 else "the first two actions"
@@ -120,17 +111,10 @@ def value_landscape(recording: Recording) -> "Figure":
 
 def _late_states(recordings: list[Recording]) -> tuple[np.ndarray, np.ndarray]:
     """:return: V and collected soft return of the kept states in the last tenth of the episodes"""
-    chosen = []
+    values, collected = [], []
     for recording in recordings:
-        start = min(tenths_of(recording.n_episodes)[9].start, int(recording.states["episode"].max()))
-        chosen.append((recording.states, recording.states["episode"] >= start))
-    values, collected = ([states[name][late] for states, late in chosen] for name in ("value", "soft_return"))
+        states = recording.states
+        late = states["episode"] >= min(tenth(recording.n_episodes, 9).start, states["episode"].max())
+        values.append(states["value"][late])
+        collected.append(states["soft_return"][late])
     return np.concatenate(values).astype(np.float64), np.concatenate(collected).astype(np.float64)
-
-
-def _coordinates(recording: Recording) -> np.ndarray:
-    """:return: the kept states in the coordinates of the landscape, shape (n, 2)"""
-    observations = recording.states["observation"]
-    if bool(recording.landscape["is_angle"]):
-        return np.stack([np.arctan2(observations[:, 1], observations[:, 0]), observations[:, 2]], axis=1)
-    return observations[:, :2]
