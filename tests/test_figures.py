@@ -14,6 +14,7 @@ from sb3_softvalue.diagnostics import Calibration, Recording
 from sb3_softvalue.figures import film, page
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+Image = pytest.importorskip("PIL.Image")  # comes with matplotlib
 
 
 def make_recording(seed: int = 0, n_episodes: int = 40, landscape: bool = True) -> Recording:
@@ -187,36 +188,32 @@ def test_matplotlib_is_not_imported_until_a_figure_is_drawn() -> None:
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'Figures need matplotlib: pip install "sb3_softvalue\[figures\]"'):
+    message = r'Figures need matplotlib: pip install "sb3_softvalue\[figures\]"'
+    with pytest.raises(ImportError, match=message):
         figures.learning_curve(make_recording())
-
-
-def test_without_pillow(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match="A GIF needs Pillow"):
-        figures.save_gif(SACV("MlpPolicy", "Pendulum-v1", buffer_size=1), gym.make("Pendulum-v1"), tmp_path / "film.gif")
+    with pytest.raises(ImportError, match=message):
+        figures.save_gif(SACV("MlpPolicy", "Pendulum-v1", buffer_size=1), gym.make("Pendulum-v1"), "film.gif")
 
 
 def test_film(tmp_path: Any) -> None:
-    image_module = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     model = SACV("MlpPolicy", "Pendulum-v1", seed=0, buffer_size=1)
     with pytest.raises(ValueError, match='render_mode="rgb_array"'):
         figures.save_gif(model, gym.make("Pendulum-v1"), tmp_path / "film.gif")
     figures.save_gif(model, gym.make("Pendulum-v1", render_mode="rgb_array"), tmp_path / "film.gif", n_steps=10)
-    with image_module.open(tmp_path / "film.gif") as opened:
+    with Image.open(tmp_path / "film.gif") as opened:
         assert opened.n_frames == 5 and opened.size == (320, 440)
         assert opened.info["duration"] == pytest.approx(67, abs=10)  # in steps of 10 ms
 
 
 def test_film_shows_v_and_what_is_collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    pytest.importorskip("PIL.Image", reason="Pillow is not installed")
-    frame, drawn = film._frame, []
-    monkeypatch.setattr(film, "_frame", lambda picture, curves, step: drawn.append(curves) or frame(picture, curves, step))
+    figure, grid = figures.new_figure("", n_rows=2)
+    monkeypatch.setattr(film, "new_figure", lambda title, n_rows: (figure, grid))
     # So small a temperature that the soft return is the return
     model = SACV("MlpPolicy", "Pendulum-v1", ent_coef=1e-12, reward_scale=0.5, gamma=0.9, seed=0, buffer_size=1)
     env = gym.make("Pendulum-v1", render_mode="rgb_array")
     figures.save_gif(model, env, tmp_path / "film.gif", n_steps=3, every=1, look_ahead=2, seed=5)
-    values, collected = drawn[-1]
+    values, collected = (line.get_ydata() for line in grid[1, 0].lines)
+    assert grid[1, 0].get_title("left") == f"V(s) = {values[2]:.0f}"
     vec_env = model._wrap_env(gym.make("Pendulum-v1"), monitor_wrapper=False)
     vec_env.seed(5)
     observation, seen, rewards = vec_env.reset(), [], []
@@ -226,6 +223,7 @@ def test_film_shows_v_and_what_is_collected(monkeypatch: pytest.MonkeyPatch, tmp
         rewards.append(0.5 * reward[0])
     total = sum(0.9**k * reward for k, reward in enumerate(rewards)) + 0.9**5 * model.predict_values(observation)[0]
     np.testing.assert_allclose(values, seen[:3], rtol=1e-5)
+    assert len(collected) == 3
     assert collected[0] == pytest.approx(total, rel=1e-5)
     make_recording().save(tmp_path / "diagnostics.npz")
     text = figures.report(tmp_path, film=tmp_path / "film.gif").read_text(encoding="utf-8")

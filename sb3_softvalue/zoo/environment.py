@@ -3,6 +3,7 @@
 import atexit
 import ctypes.util
 import importlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -12,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS
 
 from sb3_softvalue.sacv import SACV
 from sb3_softvalue.zoo.registration import extend
-from sb3_softvalue.zoo.resume import resumable, take_option
+from sb3_softvalue.zoo.resume import provide_resume
 
 
 def prepare(front_end: str, arguments: list[str]) -> None:
@@ -29,9 +29,7 @@ def prepare(front_end: str, arguments: list[str]) -> None:
     :raises ValueError: if a requirement is missing and cannot be replaced
     """
     if front_end == "train":
-        folder = take_option(sys.argv)
-        if folder is not None:
-            extend(ExperimentManager, "learn", resumable(folder))
+        provide_resume()
     if front_end in ("enjoy", "record_video", "push_to_hub"):
         ALGOS["sacv"] = InferenceSACV
     if front_end == "enjoy":
@@ -41,8 +39,7 @@ def prepare(front_end: str, arguments: list[str]) -> None:
     if front_end in ("record_training", "benchmark"):
         extend(subprocess, "call", _call_this_launcher)
     if front_end == "record_training":
-        _provide_ffmpeg()
-        _provide_font()
+        _provide_ffmpeg_and_fonts()
     if front_end == "push_to_hub":
         _provide_generate_metadata()
     if front_end in ("plot_train", "all_plots", "plot_from_file"):
@@ -93,64 +90,46 @@ def _call_this_launcher(original: Callable[..., int], command: list[str], *args:
     return original(command, *args, **kwargs)
 
 
-def _provide_ffmpeg() -> None:
-    """If there is no ffmpeg on the path, add the one that moviepy uses."""
-    if shutil.which("ffmpeg"):
-        return
-    try:
-        import imageio_ffmpeg
+def _provide_ffmpeg_and_fonts() -> None:
+    """Without an ffmpeg on the path, use moviepy's; without fonts for the text that it writes into films, use Matplotlib's."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if not shutil.which("ffmpeg"):
+        try:
+            import imageio_ffmpeg
 
-        binary = imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError) as error:
-        raise ValueError(
-            'record_training needs ffmpeg to join its films: pip install imageio-ffmpeg (part of "sb3_softvalue[zoo]"), '
-            "or install ffmpeg (Debian: apt-get install ffmpeg)."
-        ) from error
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    Path(folder.name, "ffmpeg").symlink_to(binary)
-    os.environ["PATH"] = os.pathsep.join([folder.name, os.environ.get("PATH", "")])
+            binary = imageio_ffmpeg.get_ffmpeg_exe()
+        except (ImportError, RuntimeError) as error:
+            raise ValueError(
+                'record_training needs ffmpeg to join its films: pip install imageio-ffmpeg (part of "sb3_softvalue[zoo]"), '
+                "or install ffmpeg (Debian: apt-get install ffmpeg)."
+            ) from error
+        Path(folder, "ffmpeg").symlink_to(binary)
+        os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
+    if "FONTCONFIG_FILE" not in os.environ and not any(Path("/usr/share/fonts").rglob("*.[ot]tf")):
+        from matplotlib import get_data_path
 
-
-def _provide_font() -> None:
-    """ffmpeg writes the checkpoint's name into the film: use Matplotlib's fonts if the system has none."""
-    if "FONTCONFIG_FILE" in os.environ or any(Path("/usr/share/fonts").rglob("*.[ot]tf")):
-        return
-    from matplotlib import get_data_path
-
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    config = Path(folder.name, "fonts.conf")
-    fonts = f"<dir>{get_data_path()}/fonts/ttf</dir><cachedir>{folder.name}</cachedir>"
-    config.write_text(f'<?xml version="1.0"?><fontconfig>{fonts}</fontconfig>')
-    os.environ["FONTCONFIG_FILE"] = str(config)
+        config = Path(folder, "fonts.conf")
+        fonts = f"<dir>{get_data_path()}/fonts/ttf</dir><cachedir>{folder}</cachedir>"
+        config.write_text(f'<?xml version="1.0"?><fontconfig>{fonts}</fontconfig>')
+        os.environ["FONTCONFIG_FILE"] = str(config)
 
 
 def _provide_generate_metadata() -> None:
     """rl_zoo3 2.9.2 imports a function that sb3-team-hf-integration 3.2 has renamed."""
     # By name, because a function of the same name hides the module
     hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")
-    if hasattr(hub, "generate_metadata"):
-        return
-    if not hasattr(hub, "_generate_metadata"):
-        raise ValueError(
-            "RL Zoo's push_to_hub does not work with the installed sb3-team-hf-integration: "
-            "upload the folder of the run with `hf upload YOUR_NAME/REPOSITORY FOLDER`."
-        )
-    hub.generate_metadata = lambda *args: hub._generate_metadata(*args).to_dict()
+    if not hasattr(hub, "generate_metadata"):
+        hub.generate_metadata = lambda *args: hub._generate_metadata(*args).to_dict()
 
 
 def _save_figures_without_display(front_end: str) -> None:
-    """
-    Without a display, save figures instead of showing them.
-
-    :param front_end: its name, the prefix of the file names
-    """
+    """Without a display, save figures instead of showing them, in files whose names begin with the front-end's."""
     from matplotlib import pyplot as plt
 
     if plt.get_backend().lower() != "agg":
         return
-    numbers = iter(range(1, 1000))
+    numbers = itertools.count(1)
 
     def save_instead(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         for figure in map(plt.figure, plt.get_fignums()):

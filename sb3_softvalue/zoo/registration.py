@@ -5,11 +5,13 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import rl_zoo3.callbacks
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
+from stable_baselines3 import SAC
 
 from sb3_softvalue.sacv import SACV
 from sb3_softvalue.zoo.search_space import convert_sacv_params, sample_sacv_params
@@ -74,20 +76,15 @@ def _more_schedules(original: Callable[..., dict[str, Any]], hyperparams: dict[s
 
 
 def _name_missing_trial(
-    original: Callable[..., dict[str, Any]],
-    manager: ExperimentManager,
-    storage: str,
-    study_name: str,
-    trial_id: int | None = None,
-    convert: bool = True,
+    original: Callable[..., dict[str, Any]], manager: ExperimentManager, storage: str, study_name: str, *args: Any
 ) -> dict[str, Any]:
     """``ExperimentManager.load_trial``: name the missing study or trial instead of "list index out of range"."""
     try:
-        return original(manager, storage, study_name, trial_id, convert)
+        return original(manager, storage, study_name, *args)
     except (IndexError, KeyError) as error:
         raise ValueError(
-            f"{storage} has no trial {trial_id} of a study {study_name!r}: pass --storage, --study-name and --trial-id as "
-            "printed by the optimization."
+            f"{storage} has no trial {manager.trial_id} of a study {study_name!r}: pass --storage, --study-name and "
+            "--trial-id as printed by the optimization."
         ) from error
 
 
@@ -104,12 +101,5 @@ def _share_study(original: Callable[..., None], manager: ExperimentManager) -> N
 
 def _train_sacv_in_parallel(original: Callable[..., None], callback: rl_zoo3.callbacks.ParallelTrainCallback) -> None:
     """``ParallelTrainCallback._init_callback``: it copies any SAC with ``SAC.load``; a SACV needs ``SACV.load``."""
-    if not isinstance(callback.model, SACV):
+    with mock.patch.object(rl_zoo3.callbacks, "SAC", SACV if isinstance(callback.model, SACV) else SAC):
         original(callback)
-        return
-    module: Any = rl_zoo3.callbacks
-    sac, module.SAC = module.SAC, SACV
-    try:
-        original(callback)
-    finally:
-        module.SAC = sac

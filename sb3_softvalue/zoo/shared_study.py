@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
+from unittest import mock
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
@@ -47,23 +48,16 @@ class JournalWithHeartbeat(JournalStorage, BaseHeartbeat):
 
 
 class SharedStudy(Study):
-    """
-    A study in which ``optimize`` returns, for each worker, when all trials have ended.
+    """A study in which ``optimize`` returns, for each worker, when all trials have ended."""
 
-    :param max_total_trials: completed and pruned trials of all workers; None uses the arguments of ``optimize``
-    """
-
-    max_total_trials: int | None = None
+    max_total_trials: int
+    """Completed and pruned trials of all workers"""
 
     def optimize(self, func: Callable[[optuna.Trial], Any], *args: Any, **kwargs: Any) -> None:
-        if self.max_total_trials is None:
-            super().optimize(func, *args, **kwargs)
-            return
         n_jobs = kwargs.get("n_jobs", 1)
         waiting = False
         while True:
-            with _quiet():
-                optuna.storages.fail_stale_trials(self)
+            optuna.storages.fail_stale_trials(self)
             count = Counter(trial.state for trial in self.get_trials(deepcopy=False))
             ended = count[TrialState.COMPLETE] + count[TrialState.PRUNED]
             if ended >= self.max_total_trials:
@@ -85,22 +79,21 @@ def create_shared_study(url: str, max_total_trials: int | None) -> Iterator[None
     Make ``optuna.create_study``, which the zoo calls, return a shared study.
 
     :param url: journal file (ending in .log) or database, as for the zoo's --storage
-    :param max_total_trials: see ``SharedStudy``
+    :param max_total_trials: see ``SharedStudy``; None leaves it to the arguments of ``optimize``
     """
     original = optuna.create_study
 
     def create_study(**kwargs: Any) -> Study:
         study = original(**{**kwargs, "storage": _storage(url)})
+        if max_total_trials is None:
+            return study
         shared = SharedStudy(study.study_name, study._storage, study.sampler, study.pruner)
         shared.max_total_trials = max_total_trials
         return shared
 
-    module: Any = optuna
-    module.create_study = create_study
-    try:
+    with warnings.catch_warnings(), mock.patch.object(optuna, "create_study", create_study):
+        warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats
         yield
-    finally:
-        module.create_study = original
 
 
 def _storage(url: str) -> BaseStorage:
@@ -110,18 +103,9 @@ def _storage(url: str) -> BaseStorage:
     """
     if url.endswith(".log"):
         return JournalWithHeartbeat(JournalFileBackend(url))
-    with _quiet():
-        return RDBStorage(
-            url,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Optuna's warning that heartbeats are experimental."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
+    return RDBStorage(
+        url,
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=GRACE_SECONDS,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+    )
