@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import pathlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,28 +55,26 @@ def export_onnx(
     normalize = model.get_vec_normalize_env() if vec_normalize is None else vec_normalize
     space = model.observation_space if include_value else model.actor.observation_space
     outputs = ["action", "value"] if include_value else ["action"]
-    keys = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
-    taken = sorted(set(keys) & set(outputs))
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
+    taken = sorted(set(parts) & set(outputs))
     if taken:
         raise ValueError(f"The observations {taken} have the names of the graph's outputs: rename them in the environment.")
-    parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
-    transposed = _transposed(model, keys)
-    examples = tuple(_example(part, key in transposed).to(model.device) for key, part in zip(keys, parts, strict=True))
+    transposed = _transposed(model, list(parts))
+    examples = {key: _example(part, key in transposed).to(model.device) for key, part in parts.items()}
     with _preserve_state(model):
-        graph = _ExportedModel(model, keys, transposed, include_value, normalize).to(model.device).eval()
-        graph.check_normalization(examples)
+        graph = _ExportedModel(model, examples, transposed, include_value, normalize).to(model.device).eval()
         batch = th.export.Dim("batch")
         with warnings.catch_warnings():
             # Warnings about the exporter's internals
             warnings.simplefilter("ignore")
             program = th.onnx.export(
                 graph,
-                examples,
+                tuple(examples.values()),
                 dynamo=True,
                 verbose=False,
-                input_names=keys,
+                input_names=list(examples),
                 output_names=outputs,
-                dynamic_shapes=(tuple({0: batch} for _ in keys),),
+                dynamic_shapes=(tuple({0: batch} for _ in examples),),
                 opset_version=_OPSET,
             )
         assert program is not None
@@ -88,19 +86,26 @@ class _ExportedModel(nn.Module):
     The module that is exported.
 
     :param model: model with actor and value network
-    :param keys: names of the inputs
+    :param examples: name and example of each input
     :param transposed: inputs that are images with channels last
     :param include_value: whether to return V(s)
     :param normalize: normalization of the observations, or None
+    :raises ValueError: if the normalization statistics belong to other observations
     """
 
     low: th.Tensor
     high: th.Tensor
 
     def __init__(
-        self, model: Any, keys: list[str], transposed: list[str], include_value: bool, normalize: VecNormalize | None
+        self,
+        model: Any,
+        examples: dict[str, th.Tensor],
+        transposed: list[str],
+        include_value: bool,
+        normalize: VecNormalize | None,
     ):
         super().__init__()
+        keys = list(examples)
         self.actor = model.policy.actor
         self.value = model.policy.value if include_value else None
         self.keys, self.transposed, self.space = keys, transposed, model.observation_space
@@ -116,6 +121,16 @@ class _ExportedModel(nn.Module):
             self.clip_obs = normalize.clip_obs
             for index, key in enumerate(self.normalized):
                 rms: Any = normalize.obs_rms[key] if dict_rms else normalize.obs_rms
+                if key not in keys:
+                    raise ValueError(
+                        f"vec_normalize normalizes {key!r}, which the model does not observe: pass the one used in training."
+                    )
+                own, other = tuple(examples[key].shape[1:]), np.shape(rms.mean)
+                if own != other:
+                    raise ValueError(
+                        f"vec_normalize has statistics of shape {other}, but the model's {key} has shape {own}: pass the one "
+                        "used in training."
+                    )
                 # In float64, as in SB3
                 self.register_buffer(f"mean_{index}", th.as_tensor(np.asarray(rms.mean, dtype=np.float64)))
                 std = np.sqrt(np.asarray(rms.var, dtype=np.float64) + normalize.epsilon)
@@ -133,23 +148,6 @@ class _ExportedModel(nn.Module):
         actions = actions.to(th.float32).reshape(-1, *self.action_shape)
         return (actions,) if self.value is None else (actions, self.value(obs))
 
-    def check_normalization(self, inputs: Sequence[th.Tensor]) -> None:
-        """
-        :param inputs: example observations
-        :raises ValueError: if the normalization statistics belong to other observations
-        """
-        for index, key in enumerate(self.normalized):
-            if key not in self.keys:
-                raise ValueError(
-                    f"vec_normalize normalizes {key!r}, which the model does not observe: pass the one used in training."
-                )
-            own, other = tuple(inputs[self.keys.index(key)].shape[1:]), tuple(getattr(self, f"mean_{index}").shape)
-            if own != other:
-                raise ValueError(
-                    f"vec_normalize has statistics of shape {other}, but the model's {key} has shape {own}: pass the one used "
-                    "in training."
-                )
-
     def _prepare(self, key: str, obs: th.Tensor) -> th.Tensor:
         """:return: the observation after ``VecNormalize.normalize_obs`` and ``VecTransposeImage``"""
         if key in self.normalized:
@@ -164,14 +162,12 @@ def _example(space: spaces.Space, transposed: bool) -> th.Tensor:
     :param space: the model's space of one input
     :param transposed: whether the environment's images have channels last
     :return: two example observations in the layout of the graph's input (a batch of 1 would be exported as a constant)
-    :raises ValueError: if SB3's networks do not support the space
     """
-    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        raise ValueError(f"Observations of {space} cannot be exported: use Box, Discrete, MultiDiscrete or MultiBinary.")
-    if isinstance(space, spaces.Box):
-        shape = (*space.shape[1:], space.shape[0]) if transposed else space.shape
-        return th.zeros((2, *shape), dtype=th.uint8 if space.dtype == np.uint8 else th.float32)
-    return th.zeros((2, *(space.shape or ())), dtype=th.int64)
+    shape = space.shape or ()
+    if transposed:
+        shape = (*shape[1:], shape[0])
+    floats = th.uint8 if space.dtype == np.uint8 else th.float32
+    return th.zeros((2, *shape), dtype=floats if isinstance(space, spaces.Box) else th.int64)
 
 
 def _transposed(model: Any, keys: list[str]) -> list[str]:

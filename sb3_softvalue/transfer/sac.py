@@ -7,13 +7,12 @@ import pathlib
 import warnings
 from typing import Any, TypeVar
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import VectorizedActionNoise
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
@@ -80,9 +79,12 @@ def from_sac(
     """
     checks.check_whole_number("fit_value_steps", fit_value_steps, minimum=0)
     checks.check_whole_number("collect_steps", collect_steps, minimum=0)
-    _check_actor_sees_all(**(kwargs.get("policy_kwargs") or {}))
-    if isinstance(env, str):
-        env = gym.make(env)
+    policy_kwargs = kwargs.get("policy_kwargs") or {}
+    if policy_kwargs.get("actor_keys") is not None:
+        raise ValueError(
+            "from_sac cannot use actor_keys, since SAC's actor was trained on all observations: train a new SACV."
+        )
+    env = None if env is None else maybe_make_env(env, verbose=0)
     if not isinstance(path_or_model, (SAC, str, pathlib.Path, io.BufferedIOBase)):
         raise ValueError(
             f"from_sac needs a model of SB3's SAC or a file that SAC.save wrote, got {type(path_or_model).__name__}."
@@ -100,7 +102,8 @@ def from_sac(
     if isinstance(source.policy, policies.SACVPolicy):
         raise ValueError(f"{type(source).__name__} already has a value network: from_sac needs a model of SB3's SAC.")
     env = source.get_env() if env is None else env
-    if source.get_vec_normalize_env() is not None and not _normalizes(env):
+    normalizes = env is None or unwrap_vec_normalize(env) is not None  # type: ignore[arg-type]  # works for any environment
+    if source.get_vec_normalize_env() is not None and not normalizes:
         raise ValueError("The SAC was trained with VecNormalize: give from_sac an env wrapped in it.")
     if replay_buffer is None and source.replay_buffer is not None and source.replay_buffer.size() > 0:
         replay_buffer = source.replay_buffer
@@ -108,7 +111,7 @@ def from_sac(
         raise ValueError("Fitting V needs states: give from_sac a replay_buffer, or an env to collect them in.")
     if policy is None:
         policy = policies.with_value_network(source.policy_class)
-    kwargs["policy_kwargs"] = source.policy_kwargs | (kwargs.get("policy_kwargs") or {})
+    kwargs["policy_kwargs"] = source.policy_kwargs | policy_kwargs
 
     model: Any = _rebuild(model_class, policy, env, source, device, kwargs)
     _copy_state(source, model, keep_ent_coef="ent_coef" not in kwargs)
@@ -122,7 +125,7 @@ def from_sac(
     assert model.replay_buffer is not None
     checks.check_buffer_fits(model.replay_buffer, model)
     _collect(model, collect_steps)
-    if model.replay_buffer is not None and model.replay_buffer.size() > 0:
+    if model.replay_buffer.size() > 0:
         # The warm-up is over: the trained policy explores better than random actions
         model.learning_starts = kwargs.get("learning_starts", 0)
         if fit_value_steps > 0:
@@ -145,7 +148,13 @@ def to_sac(model: Any, policy: str | type[sac_policies.SACPolicy] | None = None)
     """
     policy_kwargs = copy.deepcopy(model.policy_kwargs)
     if policy is None:
-        policy = _sac_policy(model.policy_class)
+        own = model.policy_class
+        policy = next((sacs for sacs, ours in policies.COUNTERPARTS.items() if ours is own), None)
+        if policy is None:
+            raise ValueError(
+                f"SB3 has no counterpart of the policy {own.__module__}.{own.__qualname__}: pass a class with the same actor "
+                "and critics as policy=."
+            )
         if policy_kwargs.pop("actor_keys", None) is not None:
             raise ValueError("SB3's SAC has no actor_keys: use export_onnx for the actor, or pass a policy= with this option.")
     changes = [f"{name}={getattr(model, name)!r}" for name, default in _WITHOUT_COUNTERPART if getattr(model, name) != default]
@@ -161,35 +170,6 @@ def to_sac(model: Any, policy: str | type[sac_policies.SACPolicy] | None = None)
     if model.replay_buffer is not None:
         _share_replay_buffer(sac, model.replay_buffer)
     return sac
-
-
-def _check_actor_sees_all(actor_keys: Any = None, **_others: Any) -> None:
-    """
-    :raises ValueError: if ``actor_keys`` is given: SAC's actor was trained on all observations
-    """
-    if actor_keys is not None:
-        raise ValueError(
-            "from_sac cannot use actor_keys, since SAC's actor was trained on all observations: train a new SACV."
-        )
-
-
-def _sac_policy(policy_class: type[BasePolicy]) -> type[sac_policies.SACPolicy]:
-    """
-    :return: SB3's counterpart of the policy class
-    :raises ValueError: if there is none
-    """
-    for sacs, ours in policies.COUNTERPARTS.items():
-        if policy_class is ours:
-            return sacs
-    raise ValueError(
-        f"SB3 has no counterpart of the policy {policy_class.__module__}.{policy_class.__qualname__}: pass a class with the "
-        "same actor and critics as policy=."
-    )
-
-
-def _normalizes(env: GymEnv | None) -> bool:
-    """:return: whether a ``VecNormalize`` is among the environment's wrappers; True without an environment"""
-    return env is None or unwrap_vec_normalize(env) is not None  # type: ignore[arg-type]  # works for any environment
 
 
 def _rebuild(
