@@ -24,8 +24,7 @@ def values(model: Model, observation: Observation) -> np.ndarray:
 def q_values(model: Model, observation: Observation, actions: np.ndarray) -> np.ndarray:
     """See ``SACV.predict_q_values``."""
     _check_complete(model, observation)
-    scaled = _scale_actions(model, actions)
-    return _evaluate(model, observation, lambda obs, scaled: th.cat(model.critic(obs, scaled), dim=1), scaled)
+    return _evaluate(model, observation, lambda obs, scaled: th.cat(model.critic(obs, scaled), dim=1), actions)
 
 
 def log_prob(model: Model, observation: Observation, actions: np.ndarray) -> np.ndarray:
@@ -34,9 +33,8 @@ def log_prob(model: Model, observation: Observation, actions: np.ndarray) -> np.
     assert isinstance(space, spaces.Box)
     # Log of the Jacobian of the scaling to the environment's units
     log_scale = float(np.log((space.high - space.low).astype(np.float64) / 2.0).sum())
-    scaled = _scale_actions(model, actions)
     return _evaluate(
-        model, observation, lambda obs, scaled: model.policy.log_prob(obs, scaled).squeeze(dim=1) - log_scale, scaled
+        model, observation, lambda obs, scaled: model.policy.log_prob(obs, scaled).squeeze(dim=1) - log_scale, actions
     )
 
 
@@ -48,14 +46,14 @@ def entropy(model: Model, observation: Observation, n_samples: int, seed: int) -
 
 
 def _evaluate(
-    model: Model, observation: Observation, function: Callable[..., th.Tensor], scaled_actions: np.ndarray | None = None
+    model: Model, observation: Observation, function: Callable[..., th.Tensor], actions: np.ndarray | None = None
 ) -> np.ndarray:
     """
     Evaluate the networks on NumPy observations, as ``predict`` does.
 
     :param observation: one observation or a batch of n
-    :param function: maps tensors of observations and, if given, actions to shape (n, ...)
-    :param scaled_actions: actions in [-1, 1], shape (n, action_dim)
+    :param function: maps tensors of observations and, if given, scaled actions to shape (n, ...)
+    :param actions: in the environment's units
     :return: shape (n, ...), or (...) for one observation
     """
     if isinstance(observation, tuple):
@@ -66,7 +64,8 @@ def _evaluate(
     model.policy.set_training_mode(False)
     obs, vectorized = model.policy.obs_to_tensor(observation)
     arguments: list[PyTorchObs] = [obs]
-    if scaled_actions is not None:
+    if actions is not None:
+        scaled_actions = _scale_actions(model, actions)
         n_observations = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         if len(scaled_actions) != n_observations:
             raise ValueError(

@@ -12,7 +12,6 @@ import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
@@ -198,8 +197,6 @@ def _rebuild(
     if source.replay_buffer_class is NStepReplayBuffer:
         # SB3 chooses this class itself because of n_steps, and warns if it is passed
         arguments["replay_buffer_class"] = None
-    if isinstance(arguments["action_noise"], VectorizedActionNoise):
-        arguments["action_noise"] = arguments["action_noise"].base_noise
     arguments |= {"env": env, "device": device, "_init_setup_model": False, **changes}
     model = model_class(policy, **arguments)
     if model.env is None:

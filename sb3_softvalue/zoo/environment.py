@@ -1,7 +1,6 @@
 """Makes the zoo's front-ends work without a display, without ffmpeg, and without `python` on the path."""
 
 import atexit
-import ctypes.util
 import importlib
 import itertools
 import os
@@ -26,16 +25,17 @@ def prepare(front_end: str, arguments: list[str]) -> None:
 
     :param front_end: its name
     :param arguments: its arguments
-    :raises ValueError: if a requirement is missing and cannot be replaced
+    :raises ValueError: if a requirement is missing and cannot be replaced, such as the display for ``enjoy``
     """
     if front_end == "train":
         provide_resume()
     if front_end in ("enjoy", "record_video", "push_to_hub"):
         ALGOS["sacv"] = InferenceSACV
-    if front_end == "enjoy":
-        _check_display(arguments)
-    if front_end in ("record_video", "record_training", "push_to_hub"):
-        _draw_without_display()
+    # Without a display MuJoCo would abort the process, and other tasks would render invisibly
+    if front_end == "enjoy" and not has_display() and not {"--no-render", "-h", "--help"} & set(arguments):
+        raise ValueError("There is no display: add --no-render, or film the agent with record_video.")
+    if front_end in ("record_video", "record_training", "push_to_hub") and not has_display():
+        os.environ.setdefault("MUJOCO_GL", "egl")
     if front_end in ("record_training", "benchmark"):
         extend(subprocess, "call", _call_this_launcher)
     if front_end == "record_training":
@@ -61,23 +61,6 @@ InferenceSACV.__name__ = "SACV"
 def has_display() -> bool:
     """:return: whether a window can be opened"""
     return sys.platform != "linux" or any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
-
-
-def _check_display(arguments: list[str]) -> None:
-    """
-    Without a display MuJoCo would abort the process, and other tasks would render invisibly.
-
-    :raises ValueError: if there is no display to render on
-    """
-    if not has_display() and not {"--no-render", "-h", "--help"} & set(arguments):
-        raise ValueError("There is no display: add --no-render, or film the agent with record_video.")
-
-
-def _draw_without_display() -> None:
-    """Choose MuJoCo's renderer, see https://mujoco.readthedocs.io/en/stable/programming/index.html#using-opengl."""
-    if not has_display() and "MUJOCO_GL" not in os.environ:
-        only_osmesa = ctypes.util.find_library("OSMesa") and not ctypes.util.find_library("EGL")
-        os.environ["MUJOCO_GL"] = "osmesa" if only_osmesa else "egl"
 
 
 def _call_this_launcher(original: Callable[..., int], command: list[str], *args: Any, **kwargs: Any) -> int:

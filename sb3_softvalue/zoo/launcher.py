@@ -69,7 +69,11 @@ def main() -> None:
     try:
         if front_end.target.startswith("rl_zoo3"):
             prepare(args.front_end, args.arguments)
-        _run(front_end.target)
+        module, _, function = front_end.target.partition(":")
+        if not function:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        elif code := getattr(importlib.import_module(module), function)():
+            sys.exit(code)
     except Exception as error:
         sentence = None if args.traceback else _sentence(error)
         if sentence is None:
@@ -92,17 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("front_end", choices=FRONT_ENDS, metavar="front-end", help=", ".join(FRONT_ENDS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the front-end")
     return parser
-
-
-def _run(target: str) -> None:
-    """:param target: see ``FrontEnd``"""
-    module, _, function = target.partition(":")
-    if function:
-        code = getattr(importlib.import_module(module), function)()
-        if code:
-            sys.exit(code)
-    else:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _sentence(error: Exception) -> str | None:

@@ -29,7 +29,7 @@ def register() -> None:
     HYPERPARAMS_SAMPLER["sacv"] = sample_sacv_params
     HYPERPARAMS_CONVERTER["sacv"] = convert_sacv_params
     extend(ExperimentManager, "__init__", _default_hyperparams)
-    extend(ExperimentManager, "_preprocess_schedules", _more_schedules)
+    extend(ExperimentManager, "_preprocess_hyperparams", _more_schedules)
     extend(ExperimentManager, "load_trial", _name_missing_trial)
     extend(ExperimentManager, "hyperparameters_optimization", _share_study)
     extend(rl_zoo3.callbacks.ParallelTrainCallback, "_init_callback", _train_sacv_in_parallel)
@@ -49,8 +49,7 @@ def extend(owner: Any, name: str, extension: Callable[..., Any]) -> None:
     def extended(*args: Any, **kwargs: Any) -> Any:
         return extension(original, *args, **kwargs)
 
-    static = isinstance(inspect.getattr_static(owner, name), staticmethod)
-    setattr(owner, name, staticmethod(extended) if static else extended)
+    setattr(owner, name, extended)
 
 
 def _default_hyperparams(original: Callable[..., None], manager: ExperimentManager, *args: Any, **kwargs: Any) -> None:
@@ -66,13 +65,13 @@ def _default_hyperparams(original: Callable[..., None], manager: ExperimentManag
         manager.custom_hyperparams = {**trial, **(manager.custom_hyperparams or {})}
 
 
-def _more_schedules(original: Callable[..., dict[str, Any]], hyperparams: dict[str, Any]) -> dict[str, Any]:
-    """``ExperimentManager._preprocess_schedules``: SACV's learning rates may also be "lin_3e-4" or None."""
-    hyperparams = original(hyperparams)
+def _more_schedules(original: Callable[..., Any], manager: ExperimentManager, hyperparams: dict[str, Any]) -> Any:
+    """``ExperimentManager._preprocess_hyperparams``: SACV's learning rates may also be "lin_3e-4" or None."""
     for name in LEARNING_RATES:
         if isinstance(hyperparams.get(name), (str, int, float)):
-            hyperparams[name] = original({"learning_rate": hyperparams[name]})["learning_rate"]
-    return hyperparams
+            schedules = manager._preprocess_schedules({"learning_rate": hyperparams[name]})
+            hyperparams[name] = schedules["learning_rate"]
+    return original(manager, hyperparams)
 
 
 def _name_missing_trial(
