@@ -106,11 +106,10 @@ def numbers(recordings: Recordings, frozen: Sequence[Calibration] = ()) -> dict[
         ("entropy", "entropy (nats), first → last tenth", ".2f"),
         ("ent_coef", "α (reward per nat), first → last tenth", ".3g"),
     ):
-        tenths = [
-            (tenth_mean(recording.episodes[name], 0), tenth_mean(recording.episodes[name], 9)) for recording in recordings
-        ]
-        first, last = zip(*tenths, strict=True)
-        rows[label] = f"{over_runs(first, style)} → {over_runs(last, style)}"
+        first, last = (
+            over_runs([tenth_mean(recording.episodes[name], part) for recording in recordings], style) for part in (0, 9)
+        )
+        rows[label] = f"{first} → {last}"
     for name, label in (
         ("value_slope", "V's slope while training, last tenth"),
         ("value_bias", "V's bias while training, last tenth (scaled reward)"),
@@ -151,11 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def over_runs(values: Sequence[float], style: str) -> str:
     """:return: the value of one run, or mean and range over several"""
-    if len(values) == 1:
-        return format(float(values[0]), style)
-    return (
-        f"{format(float(np.mean(values)), style)} ({format(float(min(values)), style)} to {format(float(max(values)), style)})"
-    )
+    mean, low, high = (format(float(value), style) for value in (np.mean(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
 def html_page(recordings: list[Recording], frozen: list[Calibration], sections: list[tuple[str, str, str, bytes]]) -> str:
