@@ -78,9 +78,7 @@ def _evaluate(
 
 
 def _check_complete(model: Model, observation: Observation) -> None:
-    """
-    :raises ValueError: if a key of a Dict observation is missing
-    """
+    """:raises ValueError: if a key of a Dict observation is missing"""
     if isinstance(observation, dict):
         missing = [key for key in model.observation_space.spaces if key not in observation]
         if missing:

@@ -14,7 +14,7 @@ from sb3_softvalue.diagnostics.calibration import CALIBRATION_FILE
 from sb3_softvalue.diagnostics.observations import take
 from sb3_softvalue.diagnostics.recording import RECORDING_FILE, Recording
 from sb3_softvalue.diagnostics.returns import Episode, calibration_line, collected_returns
-from sb3_softvalue.diagnostics.state_space import is_small_box, landscape
+from sb3_softvalue.diagnostics.state_space import landscape
 from sb3_softvalue.diagnostics.state_statistics import StateStatistics, check_has_value, read_states, temperature
 from sb3_softvalue.sacv import SACV
 
@@ -88,7 +88,7 @@ class SoftValueDiagnostics(BaseCallback):
             self._states.pop()
         # Episodes that an earlier learn() left unfinished continue only if the environment was not reset
         if self.model._last_obs is not self._seen_obs or self.num_timesteps == 0:
-            self._running = [Episode(start=self.num_timesteps) for _ in range(self.training_env.num_envs)]
+            self._running = [Episode() for _ in range(self.training_env.num_envs)]
         now = time.monotonic()
         self._start_time = now - (self._rows[-1]["seconds"] if self._rows else 0.0)
         self._next_save = now + _SAVE_SECONDS
@@ -108,7 +108,7 @@ class SoftValueDiagnostics(BaseCallback):
             if dones[index]:
                 episode.close(self.locals["infos"][index])
                 self._record(episode, index)
-                self._running[index] = Episode(start=self.num_timesteps)
+                self._running[index] = Episode()
         return True
 
     def _on_training_end(self) -> None:
@@ -117,16 +117,14 @@ class SoftValueDiagnostics(BaseCallback):
         self._save()
 
     def _record(self, episode: Episode, env_index: int) -> None:
-        """
-        :param episode: episode that has just ended
-        :param env_index: index of its environment
-        """
+        """Evaluate an episode that has just ended, and log and keep the results."""
         vec_normalize = self.model.get_vec_normalize_env()
         readings = read_states(self.model, episode.states(vec_normalize), self.n_samples, seed=len(self._rows))
         collected, tail_weights = collected_returns(self.model, episode, readings, vec_normalize)
         visited = StateStatistics(*(reading[:-1] for reading in readings))
         slope, bias = calibration_line(visited.values, collected)
-        if episode.start < self.model.learning_starts:
+        if self.num_timesteps - len(collected) * self.model.n_envs < self.model.learning_starts:
+            # It began in the random warm-up
             slope = bias = float("nan")
         actions = np.stack(episode.actions).reshape(len(collected), -1)
         row = {
@@ -160,7 +158,7 @@ class SoftValueDiagnostics(BaseCallback):
 
     def _keep_states(self, episode: Episode, readings: StateStatistics, collected: np.ndarray) -> None:
         """
-        Keep evenly spaced states of the last episodes.
+        Keep evenly spaced states of an episode.
 
         :param episode: episode that has just ended
         :param readings: network outputs at its visited states
@@ -175,7 +173,7 @@ class SoftValueDiagnostics(BaseCallback):
             "soft_q_value": readings.soft_q_values[steps],
             "soft_return": collected[steps],
         }
-        if is_small_box(self.model.observation_space):
+        if np.shape(episode.observations[0]) in ((2,), (3,)):
             kept["observation"] = np.stack([episode.observations[step] for step in steps])
         self._states.append(kept)
 

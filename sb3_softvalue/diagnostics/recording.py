@@ -32,8 +32,8 @@ class Recording:
     """
     states: dict[str, np.ndarray] = field(default_factory=dict)
     """
-    One row per kept state: ``episode``, ``step``, ``value``, ``target_value``, ``soft_q_value``, ``soft_return``, and
-    ``observation`` if it has two or three numbers
+    One row per kept state of the last 1,000 episodes: ``episode``, ``step``, ``value``, ``target_value``, ``soft_q_value``,
+    ``soft_return``, and ``observation`` if it has two or three numbers
     """
     landscape: dict[str, np.ndarray] = field(default_factory=dict)
     """The fields of ``Landscape``; empty for tasks with larger observations"""

@@ -52,8 +52,6 @@ def calibration_line(values: np.ndarray, collected: np.ndarray) -> tuple[float, 
 class Episode:
     """An unfinished episode: references to SB3's arrays, without any computation."""
 
-    start: int = 0
-    """Time step of the model at its start"""
     observations: list[Any] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)

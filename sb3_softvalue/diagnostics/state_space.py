@@ -37,9 +37,8 @@ def landscape(model: SACV, observations: np.ndarray, n_points: int = 61) -> Land
     :return: the landscape; None if the observations are not vectors of two or three numbers
     """
     space = model.observation_space
-    if not is_small_box(space):
+    if not isinstance(space, spaces.Box) or space.shape not in ((2,), (3,)):
         return None
-    assert isinstance(space, spaces.Box)
     observations = np.asarray(observations, dtype=np.float64)
     low = np.where(np.isfinite(space.low), space.low, observations.min(axis=0))
     high = np.where(np.isfinite(space.high), space.high, observations.max(axis=0))
@@ -48,10 +47,9 @@ def landscape(model: SACV, observations: np.ndarray, n_points: int = 61) -> Land
     x = np.linspace(-np.pi, np.pi, n_points) if is_angle else np.linspace(low[0], high[0], n_points)
     y = np.linspace(low[last], high[last], n_points)
     grid_x, grid_y = (grid.ravel() for grid in np.meshgrid(x, y))
-    fixed = np.median(observations[:, 2:], axis=0) if not is_angle else np.empty(0)
-    columns = (
-        [np.cos(grid_x), np.sin(grid_x), grid_y] if is_angle else [grid_x, grid_y, *(np.full(len(grid_x), v) for v in fixed)]
-    )
+    fixed = np.empty(0) if is_angle else np.median(observations[:, 2:], axis=0)
+    first = [np.cos(grid_x), np.sin(grid_x)] if is_angle else [grid_x]
+    columns = np.broadcast_arrays(*first, grid_y, *fixed)
     grid: Any = np.stack(columns, axis=1).astype(space.dtype)
     vec_normalize = model.get_vec_normalize_env()
     if vec_normalize is not None:
@@ -60,8 +58,3 @@ def landscape(model: SACV, observations: np.ndarray, n_points: int = 61) -> Land
     shape = (n_points, n_points)
     values = model.predict_values(grid).reshape(shape)
     return Landscape(x, y, values, actions.reshape(*shape, -1), np.array(is_angle), fixed)
-
-
-def is_small_box(space: spaces.Space) -> bool:
-    """:return: whether the observations are vectors of two or three numbers"""
-    return isinstance(space, spaces.Box) and space.shape in ((2,), (3,))

@@ -26,7 +26,6 @@ def fit_value(model: Any, n_steps: int) -> None:
     value.set_training_mode(not value.share_features_extractor)
     rate = model.learning_rate if model.vf_learning_rate is None else model.vf_learning_rate
     update_learning_rate(optimizer, FloatSchedule(rate)(1.0))
-    report_at = {n_steps * part // _REPORTS for part in range(1, _REPORTS + 1)} if model.verbose >= 1 else set()
     for step in range(1, n_steps + 1):
         observations = model.replay_buffer.sample(model.batch_size, env=model.get_vec_normalize_env()).observations
         targets = value_targets(model, observations)
@@ -35,7 +34,7 @@ def fit_value(model: Any, n_steps: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step in report_at:
+        if model.verbose >= 1 and step % max(1, n_steps // _REPORTS) == 0:
             rest = float((values.detach() - targets).var() / targets.var())
             print(f"Fitting V: step {step} of {n_steps}, explained variance {1.0 - rest:.1%}")
     optimizer.zero_grad()

@@ -20,14 +20,13 @@ def sample_sacv_params(trial: optuna.Trial, n_actions: int, n_envs: int, additio
     :return: arguments of SACV
     """
     sac_params = sample_sac_params(trial, n_actions, n_envs, additional_args)
-    params = {
-        "vf_learning_rate": trial.suggest_float("vf_learning_rate", 1e-5, 0.002, log=True),
-        "temperature": trial.suggest_categorical("temperature", ["auto", "fixed"]),
-        "temperature_value": trial.suggest_float("temperature_value", 0.001, 1.0, log=True),
-    }
+    vf_learning_rate = trial.suggest_float("vf_learning_rate", 1e-5, 0.002, log=True)
+    trial.suggest_categorical("temperature", ["auto", "fixed"])
+    trial.suggest_float("temperature_value", 0.001, 1.0, log=True)
+    ent_coef = _ent_coef(trial.params)
     # Show the value that is used
-    trial.set_user_attr("ent_coef", _ent_coef(params))
-    return {**sac_params, "vf_learning_rate": params["vf_learning_rate"], "ent_coef": _ent_coef(params)}
+    trial.set_user_attr("ent_coef", ent_coef)
+    return {**sac_params, "vf_learning_rate": vf_learning_rate, "ent_coef": ent_coef}
 
 
 def convert_sacv_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -44,9 +43,6 @@ def convert_sacv_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ent_coef(params: dict[str, Any]) -> str | float:
-    """
-    :param params: parameters of a trial
-    :return: SACV's ``ent_coef``
-    """
+    """:return: SACV's ``ent_coef`` for the parameters of a trial"""
     value: float = params["temperature_value"]
     return value if params["temperature"] == "fixed" else f"auto_{value}"

@@ -97,10 +97,7 @@ def create_shared_study(url: str, max_total_trials: int | None) -> Iterator[None
 
 
 def _storage(url: str) -> BaseStorage:
-    """
-    :param url: see ``create_shared_study``
-    :return: the storage with heartbeats
-    """
+    """:return: the storage with heartbeats"""
     if url.endswith(".log"):
         return JournalWithHeartbeat(JournalFileBackend(url))
     return RDBStorage(
