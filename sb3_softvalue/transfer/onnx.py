@@ -62,7 +62,7 @@ def export_onnx(
     transposed = _transposed(model, list(parts))
     examples = {key: _example(part, key in transposed).to(model.device) for key, part in parts.items()}
     with _preserve_state(model):
-        graph = _ExportedModel(model, examples, transposed, include_value, normalize).to(model.device).eval()
+        graph = _ExportedModel(model, examples, transposed, include_value, normalize).eval()
         batch = th.export.Dim("batch")
         with warnings.catch_warnings():
             # Warnings about the exporter's internals
@@ -93,9 +93,6 @@ class _ExportedModel(nn.Module):
     :raises ValueError: if the normalization statistics belong to other observations
     """
 
-    low: th.Tensor
-    high: th.Tensor
-
     def __init__(
         self,
         model: Any,
@@ -105,36 +102,36 @@ class _ExportedModel(nn.Module):
         normalize: VecNormalize | None,
     ):
         super().__init__()
-        keys = list(examples)
         self.actor = model.policy.actor
         self.value = model.policy.value if include_value else None
-        self.keys, self.transposed, self.space = keys, transposed, model.observation_space
+        self.keys, self.transposed, self.space = list(examples), transposed, model.observation_space
         self.action_shape = model.action_space.shape
-        low, high = (th.as_tensor(bound.reshape(-1)) for bound in (model.action_space.low, model.action_space.high))
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
-        self.normalized: list[str] = []
-        if normalize is not None and normalize.norm_obs:
-            dict_rms = isinstance(normalize.obs_rms, dict)
-            hidden = set(getattr(self.space, "spaces", ())) - set(keys)
-            self.normalized = [key for key in normalize.norm_obs_keys or [] if key not in hidden] if dict_rms else keys
-            self.clip_obs = normalize.clip_obs
-            for index, key in enumerate(self.normalized):
-                rms: Any = normalize.obs_rms[key] if dict_rms else normalize.obs_rms
-                if key not in keys:
-                    raise ValueError(
-                        f"vec_normalize normalizes {key!r}, which the model does not observe: pass the one used in training."
-                    )
-                own, other = tuple(examples[key].shape[1:]), np.shape(rms.mean)
-                if own != other:
-                    raise ValueError(
-                        f"vec_normalize has statistics of shape {other}, but the model's {key} has shape {own}: pass the one "
-                        "used in training."
-                    )
-                # In float64, as in SB3
-                self.register_buffer(f"mean_{index}", th.as_tensor(np.asarray(rms.mean, dtype=np.float64)))
-                std = np.sqrt(np.asarray(rms.var, dtype=np.float64) + normalize.epsilon)
-                self.register_buffer(f"std_{index}", th.as_tensor(std))
+        bounds = (model.action_space.low, model.action_space.high)
+        self.low, self.high = (th.as_tensor(bound.reshape(-1), device=model.device) for bound in bounds)
+        self.moments: dict[str, tuple[th.Tensor, th.Tensor]] = {}
+        if normalize is None or not normalize.norm_obs:
+            return
+        self.clip_obs = normalize.clip_obs
+        hidden = set(getattr(self.space, "spaces", ())) - set(examples)
+        statistics: Any = normalize.obs_rms
+        if not isinstance(statistics, dict):
+            statistics = {"observation": statistics}
+        for key, rms in statistics.items():
+            if key in hidden:
+                continue
+            if key not in examples:
+                raise ValueError(
+                    f"vec_normalize normalizes {key!r}, which the model does not observe: pass the one used in training."
+                )
+            own, other = tuple(examples[key].shape[1:]), rms.mean.shape
+            if own != other:
+                raise ValueError(
+                    f"vec_normalize has statistics of shape {other}, but the model's {key} has shape {own}: pass the one used "
+                    "in training."
+                )
+            # In float64, as in SB3
+            moments = np.stack([rms.mean, np.sqrt(rms.var + normalize.epsilon)]).astype(np.float64)
+            self.moments[key] = tuple(th.as_tensor(moments, device=model.device))
 
     def forward(self, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
         """
@@ -150,10 +147,9 @@ class _ExportedModel(nn.Module):
 
     def _prepare(self, key: str, obs: th.Tensor) -> th.Tensor:
         """:return: the observation after ``VecNormalize.normalize_obs`` and ``VecTransposeImage``"""
-        if key in self.normalized:
-            index = self.normalized.index(key)
-            normal = (obs.double() - getattr(self, f"mean_{index}")) / getattr(self, f"std_{index}")
-            obs = normal.clamp(-self.clip_obs, self.clip_obs).float()
+        if key in self.moments:
+            mean, std = self.moments[key]
+            obs = ((obs.double() - mean) / std).clamp(-self.clip_obs, self.clip_obs).float()
         return obs.permute(0, 3, 1, 2) if key in self.transposed else obs
 
 

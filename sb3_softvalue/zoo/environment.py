@@ -19,12 +19,11 @@ from sb3_softvalue.zoo.registration import extend
 from sb3_softvalue.zoo.resume import provide_resume
 
 
-def prepare(front_end: str, arguments: list[str]) -> None:
+def prepare(front_end: str) -> None:
     """
-    Prepare this process for one of the zoo's front-ends.
+    Prepare this process, whose arguments are those of a front-end of the zoo.
 
     :param front_end: its name
-    :param arguments: its arguments
     :raises ValueError: if a requirement is missing and cannot be replaced, such as the display for ``enjoy``
     """
     if front_end == "train":
@@ -32,7 +31,7 @@ def prepare(front_end: str, arguments: list[str]) -> None:
     if front_end in ("enjoy", "record_video", "push_to_hub"):
         ALGOS["sacv"] = InferenceSACV
     # Without a display MuJoCo would abort the process, and other tasks would render invisibly
-    if front_end == "enjoy" and not has_display() and not {"--no-render", "-h", "--help"} & set(arguments):
+    if front_end == "enjoy" and not has_display() and not {"--no-render", "-h", "--help"} & set(sys.argv):
         raise ValueError("There is no display: add --no-render, or film the agent with record_video.")
     if front_end in ("record_video", "record_training", "push_to_hub") and not has_display():
         os.environ.setdefault("MUJOCO_GL", "egl")

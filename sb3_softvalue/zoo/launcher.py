@@ -68,7 +68,7 @@ def main() -> None:
     sys.argv = [f"sb3-softvalue {args.front_end}", *args.arguments]
     try:
         if front_end.target.startswith("rl_zoo3"):
-            prepare(args.front_end, args.arguments)
+            prepare(args.front_end)
         module, _, function = front_end.target.partition(":")
         if not function:
             runpy.run_module(module, run_name="__main__", alter_sys=True)

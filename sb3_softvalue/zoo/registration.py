@@ -1,7 +1,6 @@
 """Registers ``sacv`` with RL Zoo in this process: algorithm, search space, hyperparameters, schedules, callbacks."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def _default_hyperparams(original: Callable[..., None], manager: ExperimentManag
     original(manager, *args, **kwargs)
     if manager.algo != "sacv":
         return
-    if not inspect.signature(original).bind(manager, *args, **kwargs).arguments.get("config"):
+    if not kwargs.get("config"):
         manager.config = str(HYPERPARAMS)
     # The zoo treats trial 0 as no trial
     if manager.trial_id == 0 and manager.storage and manager.study_name:
