@@ -76,7 +76,8 @@ def save_gif(
     screen.set_axis_off()
     image = screen.imshow(pictures[0])
     plot.set_position((0.15, 0.1 * strip, 0.82, 0.7 * strip))
-    low, high = float(curves.min()), float(curves.max())
+    low = float(curves.min())
+    high = max(float(curves.max()), low + 1e-6)
     plot.set(xlim=(0, n_steps), ylim=(low, high), xticks=[], yticks=[low, high], yticklabels=[f"{low:.0f}", f"{high:.0f}"])
     drawn = [
         (plot.plot([], color=BLUE, linewidth=2.5)[0], plot.set_title("", loc="left", color=BLUE, fontsize=9), "V(s) = "),
