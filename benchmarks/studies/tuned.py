@@ -96,18 +96,25 @@ def by_minutes(folders: dict[str, FinishedRuns], tasks: list[str]) -> str:
 
 
 def draw(folders: dict[str, FinishedRuns], tasks: list[str]) -> None:
-    """Curves over steps."""
+    """Curves over steps, and over the median minutes at each of these steps."""
     title = "IQM of the return over runs, band: 95 % interval"
-    figure, (panels, *_) = new_figure(title, n_columns=len(tasks), height=4.0)
+    figure, (over_steps, over_minutes) = new_figure(title, n_rows=2, n_columns=len(tasks), height=6.5)
     legend = {}
-    for axes, task in zip(panels, tasks, strict=True):
+    for column, task in enumerate(tasks):
         for name, label in (SB3S | finished(folders["tuned"], task, TUNED[task])).items():
             table = returns(folders, task, name)
             middle, band = curve_interval(table.to_numpy())
-            [line] = axes.plot(table.columns / 1000, middle, color=ALGORITHMS[name].colour)
-            axes.fill_between(table.columns / 1000, *band, color=line.get_color(), alpha=0.2, linewidth=0)
-            legend[label] = line
-        axes.set(xlabel="thousand time steps", title=task)
+            xs = {over_steps[column]: table.columns / 1000}
+            timed = folders[MINUTES[task]]
+            if finished(timed, task, {name: label}):
+                xs[over_minutes[column]] = timed.minutes(task, name).median()
+            for axes, x in xs.items():
+                [legend[label]] = axes.plot(x, middle, color=ALGORITHMS[name].colour)
+                axes.fill_between(x, *band, color=ALGORITHMS[name].colour, alpha=0.2, linewidth=0)
+        over_steps[column].set(xlabel="thousand time steps", title=task)
+        over_minutes[column].set(xlabel="minutes of CPU time")
+    for axes in (over_steps[0], over_minutes[0]):
+        axes.set_ylabel("return, mean of 10 episodes")
     figure.legend(legend.values(), legend, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(RESULTS / "tuned" / "curves.png")
 
