@@ -68,7 +68,11 @@ def action_log_prior(action_prior: str, actions: th.Tensor) -> th.Tensor | float
     """
     if action_prior == "normal":
         return normal_log_prior(actions)
-    return -actions.shape[-1] * math.log(2.0) if action_prior == "normalized_uniform" else 0.0
+    if action_prior == "normalized_uniform":
+        return -actions.shape[-1] * math.log(2.0)
+    if action_prior != "uniform":
+        raise ValueError(f"action_prior must be one of {', '.join(map(repr, ACTION_PRIORS))}, got {action_prior!r}.")
+    return 0.0
 
 
 def min_over_critics(q_values: Sequence[th.Tensor]) -> th.Tensor:

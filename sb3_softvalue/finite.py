@@ -53,7 +53,7 @@ class FiniteCheck:
         # Running statistics of VecNormalize, and what they were before the current step
         self._statistics: list[tuple[RunningMeanStd, dict[str, Any]]] = []
 
-    def begin_step(self, model: Model) -> None:
+    def remember_statistics(self, model: Model) -> None:
         """
         Remember the statistics of VecNormalize. References are enough, since each step replaces the arrays.
 

@@ -3,7 +3,7 @@
 import copy
 import copyreg
 from abc import ABCMeta
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from itertools import chain
 from typing import Any, NoReturn
@@ -149,6 +149,16 @@ def _parts(module: nn.Module) -> set[nn.Module | th.Tensor]:
     return set(chain(module.modules(), module.parameters(), module.buffers()))
 
 
+def _tensors(modules: Iterable[nn.Module], kind: str) -> list[th.Tensor]:
+    """
+    :param modules: ``submodules`` of a network
+    :param kind: "_parameters" or "_buffers"
+    :return: the tensors of this kind, each once, also if several layers share it
+    """
+    members = [vars(module)[kind] for module in modules]
+    return [tensor for tensor in dict.fromkeys(t for own in members for t in own.values()) if tensor is not None]
+
+
 def move_target(network: nn.Module, target: nn.Module, tau: float) -> None:
     """
     Polyak update of a target network; buffers (batch-norm statistics) are copied, see SB3 issue 996.
@@ -157,17 +167,10 @@ def move_target(network: nn.Module, target: nn.Module, tau: float) -> None:
     :param target: its target, of the same architecture
     :param tau: the soft update coefficient; 1 copies
     """
-    params: list[th.Tensor] = []
-    target_params: list[th.Tensor] = []
-    for child, twin in zip(submodules(network), submodules(target), strict=True):
-        for name, param in child._parameters.items():
-            if param is not None:
-                params.append(param)
-                target_params.append(twin._parameters[name])  # type: ignore[arg-type]  # same architecture: not None
-        for name, buffer in child._buffers.items():
-            if buffer is not None:
-                twin._buffers[name].copy_(buffer)  # type: ignore[union-attr]  # same architecture: not None
-    equations.polyak_update(params, target_params, tau)
+    modules, targets = submodules(network), submodules(target)
+    equations.polyak_update(_tensors(modules, "_parameters"), _tensors(targets, "_parameters"), tau)
+    for buffer, target_buffer in zip(_tensors(modules, "_buffers"), _tensors(targets, "_buffers"), strict=True):
+        target_buffer.copy_(buffer)
 
 
 def raise_no_critic_target(owner: str) -> NoReturn:
@@ -301,13 +304,14 @@ class SACVPolicy(SACPolicy):
         Put the policy in either training or evaluation mode; the target value stays in evaluation mode.
 
         This affects certain modules, such as batch normalisation and dropout. ``predict()`` sets evaluation mode at every
-        environment step. If no layer depends on the mode, only the networks' own flags change, to save time.
+        environment step.
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """
         networks = self.actor, self.critic, self.value
-        if _PLAIN_MODULES.issuperset(map(type, submodules(*networks))):
-            for module in (self, *networks):
+        modules = submodules(*networks)
+        if _PLAIN_MODULES.issuperset(map(type, modules)):
+            for module in (self, *modules):
                 # Faster than nn.Module.__setattr__, which searches the parameters first
                 vars(module)["training"] = mode
             return

@@ -220,14 +220,16 @@ class SACV(SAC):
         checks.check_options(self)
         assert isinstance(self.action_space, spaces.Box)
         if not issubclass(self.policy_class, SACVPolicy):
-            raise ValueError("This model has no value network: convert a model of SB3's SAC with SACV.from_sac.")
+            raise ValueError(
+                f"{self.policy_class.__name__} has no value network: convert a model of SB3's SAC with SACV.from_sac."
+            )
         self.policy_class = with_value_network(self.policy_class)
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
             self.replay_buffer_kwargs |= {"n_steps": self.n_steps, "gamma": self.gamma}
             if self.replay_buffer_class is NStepReplayBuffer and self.n_steps > 1:
                 # SB3 chooses this class itself, and warns if it is passed
                 self.replay_buffer_class = None
-        self._warn_once(checks.hint_about_actions(self.action_space))
+        self._warn_once("actions", checks.hint_about_actions(self.action_space))
         predicts_only = self.env is None and issubclass(self.replay_buffer_class or object, HerReplayBuffer)
         if predicts_only:
             # HerReplayBuffer needs an environment: a placeholder stops SB3 from creating one
@@ -298,7 +300,7 @@ class SACV(SAC):
 
         for batch in self._batches(gradient_steps, batch_size, reward_scale):
             update_actor = (self._n_updates + 1) % self.policy_delay == 0
-            stepped = optimizers if update_actor else optimizers[:2]
+            stepped = optimizers if update_actor else [self.critic.optimizer, self.value.optimizer]
             params = [learned_params(optimizer) for optimizer in stepped]
             inputs = UpdateInputs(batch, draw_noise(self.actor, len(batch.rewards), self.device), self.temperature())
             gradients, metrics = self._executor(objective, list(chain(*params)), inputs, update_actor)
@@ -372,7 +374,7 @@ class SACV(SAC):
         sampling = self.gamma, reward_scale, self.device, self._vec_normalize_env
         for batch in sample_batches(self.replay_buffer, gradient_steps, batch_size, *sampling):
             if self._n_updates == 0:
-                self._warn_once(checks.hint_about_rewards(float(batch.rewards.abs().mean()), self.gamma))
+                self._warn_once("rewards", checks.hint_about_rewards(float(batch.rewards.abs().mean()), self.gamma))
             yield batch
 
     def temperature(self) -> Temperature:
@@ -396,19 +398,21 @@ class SACV(SAC):
             del means["ent_coef_loss"]
         else:
             self._warn_once(
+                "temperature",
                 checks.hint_about_temperature(
                     means["ent_coef"], self._initial_ent_coef, means["entropy"], float(self.target_entropy)
-                )
+                ),
             )
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
 
-    def _warn_once(self, hint: str | None) -> None:
+    def _warn_once(self, about: str, hint: str | None) -> None:
         """
-        :param hint: a warning whose first words identify it; None does nothing
+        :param about: subject of the warning, of which each is given once
+        :param hint: the warning; None does nothing
         """
-        if hint is not None and hint[:12] not in self._hints_given:
-            self._hints_given.add(hint[:12])
+        if hint is not None and about not in self._hints_given:
+            self._hints_given.add(about)
             checks.advise(hint, stacklevel=3)
 
     def learn(
@@ -437,10 +441,11 @@ class SACV(SAC):
                 "The model has no replay buffer to learn from: set model.replay_buffer or call load_replay_buffer."
             )
         checks.check_optimizers(self)
+        # SB3 wraps the noise again for the environments of this call
         if isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
             self.action_noise = self.action_noise.base_noise
         if self.check_finite:
-            self._finite_check.begin_step(self)
+            self._finite_check.remember_statistics(self)
         result = super()._setup_learn(*args, **kwargs)
         if buffer.size() == 0 and self.num_timesteps > self.learning_starts and self.gradient_steps != 0:
             checks.advise(
@@ -472,7 +477,7 @@ class SACV(SAC):
     ) -> tuple[np.ndarray, np.ndarray]:
         if not self.check_finite:
             return super()._sample_action(learning_starts, action_noise, n_envs)
-        self._finite_check.begin_step(self)
+        self._finite_check.remember_statistics(self)
         actions, buffer_actions = super()._sample_action(learning_starts, action_noise, n_envs)
         self._finite_check.check_action(self, buffer_actions)
         return actions, buffer_actions
@@ -684,16 +689,17 @@ def _number_at(progress: float, name: str, value: float | Schedule) -> float:
     :return: the number at that progress
     :raises ValueError: if it is not a finite, non-negative number
     """
+    result: Any = value(progress) if callable(value) else value
     try:
-        number = float(value(progress) if callable(value) else value)
+        number = float(result)
     except (TypeError, ValueError):
         number = math.nan
     if not 0.0 <= number < math.inf:
         if not callable(value):
             raise ValueError(f"{name} must be a finite non-negative number or a schedule of such numbers, got {value!r}.")
         raise ValueError(
-            f"The {name} schedule returned {number} at progress remaining {progress:.3f}: make it return finite non-negative "
-            "numbers."
+            f"The {name} schedule returned {result!r} at progress remaining {progress:.3f}: make it return finite "
+            "non-negative numbers."
         )
     return number
 

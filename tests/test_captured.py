@@ -148,7 +148,7 @@ class TestCapturedGradients:
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
     def test_copies(self, copied, fake, monkeypatch):
         """A graph cannot be copied: a copy captures its own."""
-        monkeypatch.setattr("sb3_softvalue.execution.optimizers._CALLS_BEFORE_CAPTURE", 2)
+        monkeypatch.setattr("sb3_softvalue.execution.optimizers._STEPS_BEFORE_CAPTURE", 2)
         model = prepared("plain", "compiled")
         run(model, (8, 1.0))
         other = copied(model)

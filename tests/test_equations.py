@@ -103,6 +103,8 @@ def test_action_log_prior():
     # The density over the square [-1, 1]² is ¼: -log 4 = -1.3862943611
     assert equations.action_log_prior("normalized_uniform", actions) == pytest.approx(-1.3862943611198906, abs=1e-15)
     assert_equal(equations.action_log_prior("normal", actions), column(-1.8378770664093453, -2.8378770664093453))
+    with pytest.raises(ValueError, match=r"action_prior must be one of 'uniform', .*, got 'gaussian'"):
+        equations.action_log_prior("gaussian", actions)
 
 
 def test_bonus_of_a_uniform_policy_is_zero_with_the_normalized_uniform_prior():

@@ -208,7 +208,7 @@ SCHEDULES = ("learning_rate", "qf_learning_rate", "vf_learning_rate", "ent_coef_
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan"), "x"])
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
 def test_schedule(name, value):
     """Refused at once where it starts badly, and at the gradient step where it becomes so."""
     with pytest.raises(ValueError, match=f"The {name} schedule returned .* at progress remaining 1.000"):
@@ -219,6 +219,13 @@ def test_schedule(name, value):
     with pytest.raises(ValueError, match=f"The {name} schedule returned .* at progress remaining 0.500"):
         train(model, 1)
     assert all(th.equal(param, before[name]) for name, param in model.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("model_class", [SAC, SACV])
+def test_error_inside_a_schedule(model_class):
+    """It is the user's own, and passes as it is."""
+    with pytest.raises(TypeError, match="unsupported operand"):
+        small(model_class, box_env(), learning_rate=lambda progress: progress + None)
 
 
 @pytest.mark.parametrize("name", SCHEDULES[1:])

@@ -267,6 +267,12 @@ class TestChoice:
         with pytest.raises(ValueError, match="a CUDA graph needs a CUDA device, but the model is on cpu"):
             model.learn(20)
 
+    def test_unknown_set_later(self):
+        model = small(SACV, box_env())
+        model.execution = "fast"
+        with pytest.raises(ValueError, match=r"execution must be one of 'auto', .*, got 'fast'"):
+            model.learn(20)
+
     def test_unknown(self):
         with pytest.raises(ValueError, match=r"execution must be one of 'auto', .*'cuda_graph', got 'fast'"):
             small(SACV, box_env(), execution="fast")

@@ -1,11 +1,14 @@
 """The step of all optimizers at once against each optimizer's own ``step()``, bit for bit."""
 
 import copy
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import pytest
 import torch as th
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sb3_softvalue.execution import optimizers as module
 from sb3_softvalue.execution.optimizers import OptimizerStep, learned_params
@@ -186,6 +189,62 @@ def test_hooks_after_a_gradient_are_called():
     assert seen == [12.0, 24.0]
 
 
+def test_hooks_of_all_optimizers_are_called():
+    trained, step = Trained([ADAM, ADAM]), OptimizerStep()
+    gradients = trained.gradients(th.Generator().manual_seed(2))
+    step(trained.optimizers, trained.params, gradients)
+    calls: list[Any] = []
+    hooks = [
+        register_optimizer_step_pre_hook(lambda *args: calls.append("before")),
+        register_optimizer_step_post_hook(lambda *args: calls.append("after")),
+    ]
+    try:
+        step(trained.optimizers, trained.params, gradients)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls == ["before", "after"] * 2
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_step_replaced_on_the_class_is_called(is_new, monkeypatch):
+    calls: list[Any] = []
+    trained, step = Trained([ADAM]), OptimizerStep()
+    gradients = [th.ones(4, 3)]
+    for _ in range(0 if is_new else 2):
+        step(trained.optimizers, trained.params, gradients)
+    monkeypatch.setattr(th.optim.Adam, "step", lambda *args: calls.append(args))
+    if is_new:
+        trained = Trained([ADAM])
+    for _ in range(3):
+        step(trained.optimizers, trained.params, gradients)
+    assert len(calls) == 3
+
+
+def test_hook_that_drops_a_gradient():
+    """The optimizer leaves that parameter as it is, and steps the others."""
+    trained, step = Trained([ADAM, ADAM]), OptimizerStep()
+    gradients = trained.gradients(th.Generator().manual_seed(2))
+    step(trained.optimizers, trained.params, gradients)
+    dropped, kept = trained.params[1]
+    dropped.register_post_accumulate_grad_hook(lambda param: setattr(param, "grad", None))
+    before = dropped.detach().clone(), kept.detach().clone()
+    step(trained.optimizers, trained.params, gradients)
+    assert th.equal(dropped, before[0]) and not th.equal(kept, before[1])
+
+
+def test_states_of_replaced_optimizers_are_dropped():
+    step, kept = OptimizerStep(), []
+    for _ in range(4):
+        trained = Trained([ADAM, ADAM])
+        for _ in range(3):
+            step(trained.optimizers, trained.params, trained.gradients(th.Generator().manual_seed(2)))
+        kept.append(weakref.ref(trained.params[0][0]))
+        del trained
+    gc.collect()
+    assert [ref() is not None for ref in kept][:3] == [False] * 3
+
+
 @pytest.mark.parametrize("kind", [ADAM, (th.optim.SGD, dict(lr=0.1)), (th.optim.Adam, dict(lr=0.1))])
 def test_frozen_parameters_stay(kind):
     """Also where they have a gradient from before."""
@@ -238,7 +297,7 @@ class TestRepeated:
     @pytest.fixture
     def graphs(self, request, monkeypatch) -> list[Any]:
         """One entry for each graph that was tried."""
-        monkeypatch.setattr(module, "_CALLS_BEFORE_CAPTURE", 4)
+        monkeypatch.setattr(module, "_STEPS_BEFORE_CAPTURE", 4)
         self.fake = FakeCuda(monkeypatch) if request.getfixturevalue("device") == "cpu" else None
         tried: list[Any] = []
         captured_graph = module.CapturedGraph

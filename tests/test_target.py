@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from tests.helpers import (
     BatchNormDropoutExtractor,
@@ -74,6 +75,30 @@ def test_soft_update(execution):
     expected = {name: 0.75 * before[name] + 0.25 * param for name, param in parameters_of(model.value).items()}
     assert_close(parameters_of(model.value_target), expected, rtol=1e-6, atol=1e-7)
     assert differs(parameters_of(model.value_target), before)
+
+
+class TiedExtractor(FlattenExtractor):
+    """A layer under two names, and another layer with its weight."""
+
+    def __init__(self, observation_space: Any):
+        super().__init__(observation_space)
+        self.first = self.again = th.nn.Linear(3, 3)
+        self.other = th.nn.Linear(3, 3)
+        self.other.weight = self.first.weight
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.other(self.again(self.first(super().forward(observations))))
+
+
+def test_shared_layers_move_once(execution):
+    model = filled(box_env(), tau=0.25, policy_kwargs=dict(net_arch=[8], features_extractor_class=TiedExtractor), **execution)
+    # Without parameters it needs no twin in the target
+    model.value.add_module("unused", th.nn.ReLU())
+    before = parameters_of(model.value_target)
+    train(model, 1)
+    value = parameters_of(model.value)
+    expected = {name: 0.75 * param + 0.25 * value[name] for name, param in before.items()}
+    assert_close(parameters_of(model.value_target), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_tau_zero_never_moves(execution):

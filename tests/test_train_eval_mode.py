@@ -49,6 +49,16 @@ def test_modes(model_class):
 
 
 @pytest.mark.parametrize("model_class", MODEL_LIST)
+def test_mode_of_every_layer(model_class):
+    """Also of layers that compute the same in both: a user's hook may ask for it."""
+    model = small(model_class, box_env())
+    for mode in (True, False, True):
+        model.policy.set_training_mode(mode)
+        for network in (model.actor, model.critic):
+            assert all(module.training is mode for module in network.modules())
+
+
+@pytest.mark.parametrize("model_class", MODEL_LIST)
 def test_predict_is_in_eval_mode(model_class):
     model = small(model_class, box_env(), policy_kwargs=POLICY_KWARGS).learn(15)
     observations = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)

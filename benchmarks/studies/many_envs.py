@@ -79,8 +79,7 @@ def name(changes: dict[str, Any]) -> str:
 
 def make_model(case: Case) -> Any:
     """:return: the contender's model"""
-    sys.path.insert(0, str(ROOT / "examples"))
-    from many_environments import Pendulums
+    from examples.many_environments import Pendulums
 
     options = COMMON | SETTINGS.get(case.n_envs, {}) | case.changes
     has_layer_norm = options.pop("layer_norm", False)
@@ -116,7 +115,7 @@ class Clock:
         self.watch(model.replay_buffer, "sample", "replay buffer")
         self.watch(model, "train", "gradient steps")
         check = getattr(model, "_finite_check", None)
-        for name in ("begin_step", "check_action", "check_transition") if check is not None else ():
+        for name in ("remember_statistics", "check_action", "check_transition") if check is not None else ():
             self.watch(check, name, "finite check")
 
     def watch(self, owner: Any, name: str, part: str) -> None:

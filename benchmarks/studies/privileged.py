@@ -7,7 +7,6 @@ Writes benchmarks/results/studies/privileged.csv and privileged_values.csv after
 """
 
 import argparse
-import sys
 
 import pandas as pd
 import torch as th
@@ -16,10 +15,7 @@ from benchmarks.common.machine import processor
 from benchmarks.common.statistics import curve_interval, interval, iqm
 from benchmarks.learning.report import markdown, number
 from benchmarks.learning.run import ROOT
-
-sys.path.insert(0, str(ROOT / "examples"))
-import privileged
-
+from examples import privileged
 from sb3_softvalue import SACV
 
 RETURNS, VALUES = (ROOT / "benchmarks" / "results" / "studies" / f"privileged{name}.csv" for name in ("", "_values"))

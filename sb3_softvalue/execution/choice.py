@@ -80,6 +80,8 @@ def choose(requested: str, device: th.device, n_certain: int, n_updates: float, 
     :return: the execution and the reason
     :raises ValueError: if it was requested explicitly and this machine cannot run it
     """
+    if requested not in EXECUTIONS:
+        raise ValueError(f"execution must be one of {', '.join(map(repr, EXECUTIONS))}, got {requested!r}.")
     if requested == "eager":
         return Choice("eager", "it was requested")
     fast = requested

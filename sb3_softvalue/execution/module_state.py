@@ -40,6 +40,7 @@ class ModuleState:
         self._kinds: set[Any] = set(self._types)
         for kind in self._kinds:
             _FORWARDS.setdefault(kind, kind.forward)
+        # A callable attribute may replace a method of the class
         self.is_plain = all(child is module or is_plain_module(child) for child in self._modules) and not any(
             callable(getattr(type(child), name, None)) for child in self._modules for name in vars(child)
         )

@@ -12,9 +12,11 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch as th
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_softvalue.execution.captured import CapturedGraph, is_capturable
 
@@ -23,7 +25,7 @@ _STATE = ("exp_avg", "exp_avg_sq", "step")
 # True for decoupled weight decay (AdamW)
 _KERNELS: dict[bool, Any] = {False: getattr(th, "_fused_adam_", None), True: getattr(th, "_fused_adamw_", None)}
 # Identical steps before one is captured: a capture costs as much as about ten steps
-_CALLS_BEFORE_CAPTURE = 100
+_STEPS_BEFORE_CAPTURE = 100
 
 
 def learned_params(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
@@ -77,8 +79,7 @@ class OptimizerStep:
     """
 
     def __init__(self) -> None:
-        # By id of the optimizer
-        self._known: dict[int, AdamState] = {}
+        self._known: WeakKeyDictionary[th.optim.Optimizer, AdamState] = WeakKeyDictionary()
         # By the states that share a call
         self._joint: dict[tuple[AdamState, ...], JointStep] = {}
 
@@ -127,12 +128,14 @@ class OptimizerStep:
         :param own: its parameters
         :return: their state; None before the first step, which creates it, and for mixed dtypes
         """
-        state = self._known.get(id(optimizer))
+        state = self._known.get(optimizer)
         if state is None or not state.is_current(optimizer, own):
             if not own or not all(optimizer.state.get(param) for param in own) or len({param.dtype for param in own}) > 1:
                 return None
-            self._joint = {states: step for states, step in self._joint.items() if state not in states}
-            state = self._known[id(optimizer)] = AdamState(optimizer, own)
+            self._known.pop(optimizer, None)
+            known = set(self._known.values())
+            self._joint = {states: step for states, step in self._joint.items() if known.issuperset(states)}
+            state = self._known[optimizer] = AdamState(optimizer, own)
         return state
 
 
@@ -168,7 +171,7 @@ class JointStep:
         if key != self._key:
             self._key, self._n_equal, self._graph = key, 0, None
         self._n_equal += 1
-        if self._n_equal == _CALLS_BEFORE_CAPTURE:
+        if self._n_equal == _STEPS_BEFORE_CAPTURE:
             # 1: the warm-up calls of a capture must not step. If it fails, steps continue without a graph.
             with suppress(RuntimeError):
                 self._graph = CapturedGraph(partial(self._step, options, gradients), [th.ones_like(found_inf)])
@@ -225,6 +228,7 @@ def _set_gradients(params: list[th.Tensor], gradients: Iterator[th.Tensor | None
         if param._post_accumulate_grad_hooks and gradient is not None:
             for hook in param._post_accumulate_grad_hooks.values():
                 hook(param)
+            is_complete = is_complete and param.grad is not None
     return is_complete
 
 
@@ -241,17 +245,29 @@ def _clear_frozen(optimizer: th.optim.Optimizer) -> None:
                 param.grad = None
 
 
+def _own_step(kind: Any) -> Any:
+    """:return: ``step`` of an optimizer's class; PyTorch wraps it once, when the first optimizer of the class is created"""
+    return kind.step.__wrapped__ if getattr(kind.step, "hooked", False) else kind.step
+
+
+# Those of PyTorch, to detect where a user has replaced one
+_STEPS: dict[Any, Any] = {kind: _own_step(kind) for kind in (th.optim.Adam, th.optim.AdamW)}
+
+
 def fused_adam_options(optimizer: th.optim.Optimizer) -> tuple[Any, ...] | None:
     """
     :param optimizer: any optimizer
     :return: the options that optimizers must share for one call: whether weight decay is decoupled (AdamW), learning rate,
         betas, weight decay and epsilon; None if ``step()`` may do more than call the fused kernel
     """
-    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or len(optimizer.param_groups) != 1:
+    if type(optimizer) not in _STEPS or len(optimizer.param_groups) != 1:
         return None
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return None
-    if "step" in vars(optimizer):  # replaced on the instance, as PyTorch's learning rate schedulers do
+    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return None
+    # Replaced on the instance, as PyTorch's learning rate schedulers do, or on the class
+    if "step" in vars(optimizer) or _own_step(type(optimizer)) is not _STEPS[type(optimizer)]:
         return None
     group = optimizer.param_groups[0]
     variants = group.get("amsgrad"), group.get("maximize"), group.get("capturable"), group.get("differentiable")

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_softvalue import equations
 from sb3_softvalue.objective import sample_actions
@@ -25,7 +25,7 @@ def fit_value(model: Any, n_steps: int) -> None:
     # A shared features extractor belongs to the actor: its batch-norm statistics must not change
     value.set_training_mode(not value.share_features_extractor)
     rate = model.learning_rate if model.vf_learning_rate is None else model.vf_learning_rate
-    update_learning_rate(optimizer, FloatSchedule(rate)(1.0))
+    update_learning_rate(optimizer, float(rate(1.0) if callable(rate) else rate))
     for step in range(1, n_steps + 1):
         observations = model.replay_buffer.sample(model.batch_size, env=model.get_vec_normalize_env()).observations
         targets = value_targets(model, observations)
