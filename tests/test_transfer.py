@@ -128,6 +128,13 @@ def test_fit_reaches_the_targets(capsys):
     assert "Fitting V: step 500 of 500" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("rate", [np.float32(1e-2), lambda progress: 1e-2 * progress])
+def test_learning_rate_of_the_fit(rate):
+    """A number of NumPy's, as in the constructor, or a schedule at its start."""
+    model = SACV.from_sac(small(SAC, box_env()).learn(20), vf_learning_rate=rate, fit_value_steps=1, collect_steps=0)
+    assert model.value.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)
+
+
 def test_options_in_place_of_the_sacs():
     model = SACV.from_sac(small(SAC, box_env()).learn(20), ent_coef=0.3, vf_learning_rate=1e-2, fit_value_steps=1)
     assert float(model.ent_coef_tensor) == pytest.approx(0.3) and model.vf_learning_rate == 1e-2
